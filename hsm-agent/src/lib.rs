@@ -1,0 +1,10 @@
+//! hsm: a hierarchical storage manager for Linux.
+//!
+//! The way of a read of an offline file through this crate, in one direction:
+//!
+//! ```text
+//! kernel → holder → intercept → core → recall → store → file → marker → answer
+//! ```
+
+pub mod core;
+pub mod sys;

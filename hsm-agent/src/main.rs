@@ -1,0 +1,3 @@
+//! The `hsm` command.
+
+fn main() {}
