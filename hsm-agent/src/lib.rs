@@ -7,5 +7,6 @@
 //! ```
 
 pub mod core;
+pub mod holder;
 pub mod marker;
 pub mod sys;
