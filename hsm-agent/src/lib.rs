@@ -9,4 +9,5 @@
 pub mod core;
 pub mod holder;
 pub mod marker;
+pub mod store;
 pub mod sys;
