@@ -6,5 +6,6 @@
 //! kernel → holder → intercept → core → recall → store → file → marker → answer
 //! ```
 
+pub mod control;
 pub mod core;
 pub mod sys;
