@@ -8,4 +8,5 @@
 
 pub mod control;
 pub mod core;
+pub mod marker;
 pub mod sys;
