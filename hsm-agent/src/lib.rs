@@ -8,5 +8,6 @@
 
 pub mod control;
 pub mod core;
+pub mod holder;
 pub mod marker;
 pub mod sys;
