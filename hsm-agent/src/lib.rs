@@ -6,6 +6,7 @@
 //! kernel → holder → intercept → core → recall → store → file → marker → answer
 //! ```
 
+pub mod control;
 pub mod core;
 pub mod holder;
 pub mod marker;
