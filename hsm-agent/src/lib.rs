@@ -7,6 +7,7 @@
 //! ```
 
 pub mod control;
+pub mod control;
 pub mod core;
 pub mod holder;
 pub mod marker;
