@@ -7,7 +7,6 @@
 //! ```
 
 pub mod control;
-pub mod control;
 pub mod core;
 pub mod holder;
 pub mod marker;
