@@ -6,6 +6,7 @@
 //! kernel → holder → intercept → core → recall → store → file → marker → answer
 //! ```
 
+pub mod catalog;
 pub mod core;
 pub mod marker;
 pub mod sys;
