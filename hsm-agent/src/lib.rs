@@ -7,6 +7,9 @@
 //! ```
 
 pub mod catalog;
+pub mod control;
 pub mod core;
+pub mod holder;
 pub mod marker;
+pub mod store;
 pub mod sys;
