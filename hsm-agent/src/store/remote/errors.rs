@@ -48,9 +48,19 @@ pub(super) fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500..=506 | 508..=599)
 }
 
+fn status(e: &StoreError) -> Option<u16> {
+    e.source().and_then(find::<StatusError>).map(|s| s.status)
+}
+
 /// The range begins after the end of the object.
 pub(super) fn is_beyond_end(e: &StoreError) -> bool {
-    e.source().and_then(find::<StatusError>).is_some_and(|s| s.status == 416)
+    status(e) == Some(416)
+}
+
+/// The service has no answer to this form of range. 500 is among them: a server that seeks before
+/// the beginning of a file reports it so.
+pub(super) fn is_refused_range(e: &StoreError) -> bool {
+    matches!(e, StoreError::Invalid { .. }) || matches!(status(e), Some(400 | 416 | 500 | 501))
 }
 
 /// Looks for a cause of one type.
