@@ -52,11 +52,7 @@ struct Ready {
     _claim: Claim,
 }
 
-fn prepare(
-    pool: &Arc<Pool>,
-    candidate: &Candidate,
-    dry_run: bool,
-) -> Result<Ready, FileOutcome> {
+fn prepare(pool: &Arc<Pool>, candidate: &Candidate, dry_run: bool) -> Result<Ready, FileOutcome> {
     let path = InodeFd::Path(candidate.path.as_fd());
     if !candidate.stat.is_file() {
         let detail = "not a regular file";
@@ -230,18 +226,13 @@ fn verify(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
     if !pool.verifies() {
         return Ok(());
     }
-    let read_back = async {
-        ObjectReader::open(Arc::clone(&pool.store), file.id).await?.verify_all().await
-    };
+    let read_back =
+        async { ObjectReader::open(Arc::clone(&pool.store), file.id).await?.verify_all().await };
     pool.runtime.block_on(read_back).map_err(|e| store_failed(&e))
 }
 
 /// The lease has held all the time and the version is the same: the object is this data.
-fn write_record(
-    pool: &Pool,
-    candidate: &Candidate,
-    file: &Ready,
-) -> Result<FileRow, FileOutcome> {
+fn write_record(pool: &Pool, candidate: &Candidate, file: &Ready) -> Result<FileRow, FileOutcome> {
     let io = |e: std::io::Error| FileOutcome::io("the file cannot be examined", &e);
     let changed = || FileOutcome::failed(Reason::Changed, "opened for writing while archived");
     let version = file.stat.version(file.generation);

@@ -1,9 +1,9 @@
 //! The engine behind the control socket.
 
-use std::os::fd::AsFd;
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -23,11 +23,12 @@ use crate::control::{AgentApi, ApiError, ApiErrorKind, Peer};
 use crate::core::FileState;
 use crate::marker::{InodeFd, MarkerState, PolicyFlags};
 use crate::scanner::{Found, Walker, relative_to};
+use crate::store::{StoreConfig, StoreKind};
 use crate::sys::process;
 
 /// The engine, for the control server.
 #[derive(Debug)]
-pub struct Api {
+pub(super) struct Api {
     pub(super) pools: Vec<Arc<Pool>>,
     pub(super) started: Instant,
     pub(super) default_jobs: usize,
@@ -48,7 +49,9 @@ impl AgentApi for Api {
             engine_pid: Some(std::process::id()),
             holder_pid: Some(std::os::unix::process::parent_id()),
             tier: tier.unwrap_or_default(),
-            tier_reason: "fanotify pre-content events of a stock kernel; this build has no eBPF programs".into(),
+            tier_reason:
+                "fanotify pre-content events of a stock kernel; this build has no eBPF programs"
+                    .into(),
             uptime_seconds: self.started.elapsed().as_secs(),
             engine_restarts: restarts(),
             pools,
@@ -143,7 +146,7 @@ async fn pool_status(pool: &Arc<Pool>) -> PoolStatus {
         mount: pool.config.mount.clone(),
         fs_type: pool.fs_type.clone(),
         store: StoreStatus {
-            description: Some(pool.config.store.to_string()),
+            description: Some(describe_store(&pool.config.store)),
             ok: Some(error.is_none()),
             error,
         },
@@ -151,6 +154,19 @@ async fn pool_status(pool: &Arc<Pool>) -> PoolStatus {
         counters: pool.metrics.counters(in_flight),
         recall_latency: pool.metrics.latency(),
         retired_objects: retired,
+    }
+}
+
+fn describe_store(store: &StoreConfig) -> String {
+    match store.kind {
+        StoreKind::Local => {
+            format!("local directory {}", store.path.as_deref().unwrap_or(Path::new("")).display())
+        }
+        StoreKind::S3 => {
+            let text = |s: &Option<String>| s.clone().unwrap_or_default();
+            format!("s3 {} bucket {}", text(&store.endpoint), text(&store.bucket))
+        }
+        StoreKind::Memory => "memory".into(),
     }
 }
 
@@ -185,7 +201,7 @@ fn state_of(pools: &[Arc<Pool>], path: &WirePath, peer: Peer) -> StateEntry {
     let failed = |reason, detail: &str| {
         StateEntry::Error(PathError { path: path.clone(), reason, detail: detail.into() })
     };
-    let real = path.to_path_buf();
+    let real = path.0.clone();
     let pool = pools.iter().find(|p| relative_to(&real, p.mount()).is_some());
     let Some(pool) = pool else {
         return failed(Reason::NotManaged, "on no managed file system");
@@ -246,11 +262,4 @@ fn report(pool: &Pool, path: &WirePath, candidate: &Candidate) -> StateEntry {
         archived_at: copy.map(|c| c.archived_at_ns / 1_000_000_000),
         detail: String::new(),
     })
-}
-
-impl Api {
-    /// Whether the agent is on its way out.
-    pub(super) fn stopping(&self) -> bool {
-        self.pools.iter().any(|p| p.stopping.load(Ordering::SeqCst))
-    }
 }

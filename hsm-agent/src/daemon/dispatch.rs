@@ -216,7 +216,8 @@ impl Pool {
         let reads = match &waiting.who {
             // truncate(2) comes without a count, and without raising the write count.
             Who::Kernel(frame, _) => {
-                frame.mask.contains(EventMask::OPEN_PERM) || frame.range.is_some_and(|r| r.count > 0)
+                frame.mask.contains(EventMask::OPEN_PERM)
+                    || frame.range.is_some_and(|r| r.count > 0)
             }
             // Wants it durable.
             Who::User(_) => false,

@@ -309,7 +309,7 @@ impl Watched {
     ) -> Result<Arc<Pool>, EngineError> {
         let name = self.config.name.clone();
         let _inside = shared.runtime.enter();
-        let store = crate::store::config::open(&self.config.store)
+        let store = crate::store::open(&self.config.store)
             .map_err(|source| EngineError::Store { pool: name.clone(), source })?;
         let catalog = Catalog::open(&config.agent.catalog_path(&name))
             .map_err(|source| EngineError::Catalog { pool: name.clone(), source })?;
@@ -351,4 +351,3 @@ fn start_settler(pool: &Arc<Pool>, queue: mpsc::Receiver<Settle>) -> Result<(), 
         .map_err(system("no threads"))?;
     Ok(())
 }
-

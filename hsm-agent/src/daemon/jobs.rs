@@ -7,4 +7,4 @@ mod ops;
 mod runner;
 mod scan;
 
-pub use runner::{Job, run};
+pub(super) use runner::{Job, run};

@@ -25,7 +25,9 @@ impl Link {
         let number: i32 = number.parse().map_err(io::Error::other)?;
         let socket = adopt(number)?;
         match ToEngine::receive(&socket)? {
-            Some((ToEngine::Hello, _)) => Ok(Self { socket, groups: Mutex::default(), early: Mutex::default() }),
+            Some((ToEngine::Hello, _)) => {
+                Ok(Self { socket, groups: Mutex::default(), early: Mutex::default() })
+            }
             other => Err(io::Error::other(format!("no greeting from the holder: {other:?}"))),
         }
     }
@@ -97,7 +99,9 @@ impl Link {
 #[expect(unsafe_code, reason = "takes over an inherited descriptor")]
 fn adopt(number: i32) -> io::Result<OwnedFd> {
     if number < 3 {
-        return Err(io::Error::other(format!("{SOCKET_VARIABLE}={number} is no descriptor for us")));
+        return Err(io::Error::other(format!(
+            "{SOCKET_VARIABLE}={number} is no descriptor for us"
+        )));
     }
     // SAFETY: the holder left this descriptor open for us alone, and says its number in a
     // variable that only it sets; this runs once, before anything else opens descriptors.

@@ -75,7 +75,10 @@ impl AgentLock {
         while let Some(pid) = self.orphan {
             let late = Instant::now() > deadline;
             let signal = if late { Signal::KILL } else { Signal::TERM };
-            tracing::warn!(pid = pid.as_raw_nonzero(), "taking over from the orphan of a dead agent");
+            tracing::warn!(
+                pid = pid.as_raw_nonzero(),
+                "taking over from the orphan of a dead agent"
+            );
             let _ = rustix::process::kill_process(pid, signal);
             std::thread::sleep(Duration::from_millis(100));
             let failed = |source| LockError::Io { path: self.path.clone(), source };

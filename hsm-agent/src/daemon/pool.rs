@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
@@ -16,7 +16,7 @@ use super::metrics::Metrics;
 use super::waiters::Waiters;
 use super::work::Workers;
 use crate::catalog::Catalog;
-use crate::config::{self, PoolConfig, Verify};
+use crate::config::{PoolConfig, Verify};
 use crate::core::{FileKey, Inflight};
 use crate::intercept::Interceptor;
 use crate::marker::{Attributes, InodeFd};
@@ -131,10 +131,7 @@ impl Pool {
 
     /// How chunks are compressed.
     pub fn compression(&self) -> Compression {
-        match self.config.compression {
-            config::Compression::None => Compression::None,
-            config::Compression::Zstd { level } => Compression::Zstd { level },
-        }
+        self.config.compression
     }
 
     /// Whether objects are read back before a record names them.

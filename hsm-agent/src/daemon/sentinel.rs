@@ -12,9 +12,7 @@ use std::sync::atomic::Ordering;
 
 use super::pool::Pool;
 use crate::marker::InodeFd;
-use crate::sys::fanotify::{
-    EVENT_BUFFER, Event, Group, Verdict, events, take_event_fd,
-};
+use crate::sys::fanotify::{EVENT_BUFFER, Event, Group, Verdict, events, take_event_fd};
 
 /// Numbers of event descriptors that the dead holder may have had. The kernel gives the lowest
 /// free one, so they lie below the number of events that ever waited at once.

@@ -15,8 +15,8 @@ use crate::daemon::pool::Pool;
 use crate::marker::{InodeFd, PolicyFlags};
 use crate::release::release;
 use crate::sys::fanotify::Verdict;
-use crate::sys::lease::{Lease, LeaseKind};
 use crate::sys::inode;
+use crate::sys::lease::{Lease, LeaseKind};
 
 /// Files and bytes of an archive batch: the read leases of a batch are held until the store was
 /// flushed, so it must not take long.
@@ -58,10 +58,7 @@ fn migrate(pool: &Arc<Pool>, batch: &[Candidate], dry_run: bool) -> Vec<FileOutc
     let names: Vec<_> = batch.iter().zip(&archived).filter(|(_, o)| good(o)).collect();
     let again: Vec<_> = names.iter().filter_map(|(c, _)| duplicate(c)).collect();
     let mut released = release(pool, &again, false).into_iter();
-    archived
-        .into_iter()
-        .map(|o| if good(&o) { released.next().unwrap_or(o) } else { o })
-        .collect()
+    archived.into_iter().map(|o| if good(&o) { released.next().unwrap_or(o) } else { o }).collect()
 }
 
 /// The same file with a descriptor of its own. A failure is left for the release to report.
@@ -86,10 +83,7 @@ fn recall(pool: &Arc<Pool>, batch: &[Candidate], dry_run: bool) -> Vec<FileOutco
             Ok(Verdict::Allow) => FileOutcome::done(candidate.stat.size),
             Ok(Verdict::Deny(errno)) => match pool.failures.take(&candidate.file.key) {
                 Some((reason, detail)) => FileOutcome::failed(reason, detail),
-                None => FileOutcome::io(
-                    "recall failed",
-                    &std::io::Error::from_raw_os_error(errno),
-                ),
+                None => FileOutcome::io("recall failed", &std::io::Error::from_raw_os_error(errno)),
             },
             Err(_) => FileOutcome::failed(Reason::Interrupted, "the agent is stopping"),
         }
@@ -157,14 +151,16 @@ impl Quiet {
     fn of(pool: &Pool, candidate: &Candidate) -> Self {
         let none = Self { row: None, lease: None };
         let Ok(Some(row)) = pool.catalog.get(&candidate.file.key) else { return none };
-        if pool.attributes.marker(InodeFd::Path(candidate.path.as_fd())).is_ok_and(|m| m.is_some()) {
+        if pool.attributes.marker(InodeFd::Path(candidate.path.as_fd())).is_ok_and(|m| m.is_some())
+        {
             // Nobody has an offline file open.
             return Self { row: Some(row), lease: None };
         }
         let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK;
         let Ok(fd) = inode::reopen(candidate.path.as_fd(), flags) else { return none };
         let lease = Lease::take(Arc::new(fd), LeaseKind::Read, &pool.breaks).ok().flatten();
-        let unchanged = inode::stat(&candidate.path).is_ok_and(|s| s.ctime_ns == row.version.ctime_ns);
+        let unchanged =
+            inode::stat(&candidate.path).is_ok_and(|s| s.ctime_ns == row.version.ctime_ns);
         if unchanged && lease.is_some() { Self { row: Some(row), lease } } else { none }
     }
 
@@ -173,7 +169,8 @@ impl Quiet {
         let Ok(stat) = inode::stat(&candidate.path) else { return };
         row.version.ctime_ns = stat.ctime_ns;
         if self.lease.as_ref().is_none_or(Lease::intact)
-            && let Err(error) = pool.catalog.commit(&Batch { upserts: vec![row], ..Batch::default() })
+            && let Err(error) =
+                pool.catalog.commit(&Batch { upserts: vec![row], ..Batch::default() })
         {
             tracing::debug!(%error, "the next release compares the content");
         }

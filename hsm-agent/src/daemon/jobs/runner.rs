@@ -26,7 +26,7 @@ const QUEUE: usize = 4096;
 const PROGRESS_PAUSE: Duration = Duration::from_millis(200);
 
 /// A job and its surroundings.
-pub struct Job {
+pub(crate) struct Job {
     /// What to do.
     pub request: JobRequest,
     /// Who asks.
@@ -59,7 +59,7 @@ struct Item {
 }
 
 /// Runs the job on this thread and a few more.
-pub fn run(job: &Job) -> Result<(), ApiError> {
+pub(crate) fn run(job: &Job) -> Result<(), ApiError> {
     if job.request.op == Op::Scan {
         return super::scan::run(job);
     }
@@ -134,7 +134,7 @@ fn find(
     progress: &Progress,
 ) {
     for path in &job.request.paths {
-        let path = path.to_path_buf();
+        let path = path.0.clone();
         let Some((pool, path)) = job.pool_of(&path) else {
             let detail = "on no managed file system; `hsm status` lists them";
             job.report(&path, FileOutcome::failed(Reason::NotManaged, detail));
@@ -236,9 +236,8 @@ fn fill(items: &Mutex<Receiver<Item>>, limit: BatchLimit) -> Vec<Item> {
 
 fn run_batch(job: &Job, pool: &Arc<Pool>, batch: Vec<Item>, progress: &Progress) {
     let candidates: Vec<_> = batch.into_iter().map(|i| i.candidate).collect();
-    let (mine, foreign): (Vec<_>, Vec<_>) = candidates
-        .into_iter()
-        .partition(|c| job.peer.is_root() || c.stat.uid == job.peer.uid);
+    let (mine, foreign): (Vec<_>, Vec<_>) =
+        candidates.into_iter().partition(|c| job.peer.is_root() || c.stat.uid == job.peer.uid);
     for candidate in foreign {
         let detail = "not your file";
         job.report(&candidate.name, FileOutcome::failed(Reason::Permission, detail));
