@@ -71,8 +71,7 @@ impl AgentApi for Fake {
                     if kind == "hang" {
                         cancel.cancelled().await;
                     }
-                    report.outcome =
-                        if request.dry_run { Outcome::Would } else { Outcome::Done };
+                    report.outcome = if request.dry_run { Outcome::Would } else { Outcome::Done };
                     (report.reason, report.detail, report.bytes) = (None, String::new(), 1024);
                 }
             }
@@ -177,7 +176,10 @@ fn failed_files_are_named_on_stderr_and_exit_with_1() {
     let error = text(&output.stderr);
     assert_eq!(error.lines().count(), 1, "{error}");
     assert!(error.contains(r"fail\n1': is open [open-elsewhere]"), "{error}");
-    assert!(text(&output.stdout).contains("released 1 file") && text(&output.stdout).contains("1 failed"));
+    assert!(
+        text(&output.stdout).contains("released 1 file")
+            && text(&output.stdout).contains("1 failed")
+    );
 }
 
 #[test]
@@ -198,7 +200,8 @@ fn json_has_a_line_per_file_and_the_summary_last() {
     let lines = json_lines(&output);
     assert_eq!(lines.len(), 4, "{lines:?}");
     let find = |part: &str| {
-        let of = |line: &&serde_json::Value| line["path"].as_str().is_some_and(|p| p.contains(part));
+        let of =
+            |line: &&serde_json::Value| line["path"].as_str().is_some_and(|p| p.contains(part));
         lines.iter().find(of).unwrap_or_else(|| panic!("no {part} in {lines:?}"))
     };
     assert_eq!(find("missing")["reason"], "not-found");
@@ -280,7 +283,10 @@ fn ctrl_c_stops_between_files_and_still_counts() {
     let rest: Vec<String> = stdout.lines().map(|line| line.expect("reads")).collect();
     assert_eq!(child.wait().expect("ends").code(), Some(130));
     assert_eq!(rest.len(), 2, "{rest:?}");
-    assert!(rest[1].starts_with("archived 2 files") && rest[1].ends_with("interrupted"), "{rest:?}");
+    assert!(
+        rest[1].starts_with("archived 2 files") && rest[1].ends_with("interrupted"),
+        "{rest:?}"
+    );
 }
 
 #[test]
@@ -333,7 +339,7 @@ fn a_bad_configuration_is_a_usage_error() {
 #[test]
 fn state_and_du_look_without_an_agent() {
     if !rustix::process::geteuid().is_root() {
-        return; // others ask the agent: see state_of_others_is_the_agents_word
+        return; // others ask the agent: see the_peer_decides_what_others_than_root_may
     }
     let dir = tempfile::tempdir().expect("tempdir");
     configuration(dir.path());
@@ -374,4 +380,34 @@ fn doctor_reports_every_check_and_fails_without_a_mounted_pool() {
     let text = text(&bench.run(["doctor"]).stdout);
     assert!(text.contains("this build has no eBPF programs yet"), "{text}");
     assert!(text.contains("can be written and read"), "{text}");
+}
+
+/// The command as nobody: the kernel tells the agent who asks.
+#[test]
+fn the_peer_decides_what_others_than_root_may() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::geteuid().is_root() {
+        return; // cannot become somebody else
+    }
+    let bench = Bench::new();
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(bench.dir.path(), open).expect("chmod");
+    let program = bench.dir.path().join("hsm");
+    fs::copy(env!("CARGO_BIN_EXE_hsm"), &program).expect("copy");
+    bench.file("good");
+    let run = |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.arg("--config").arg(bench.dir.path().join("hsm.toml")).args(args);
+        command.current_dir(bench.dir.path()).uid(65534).gid(65534).output().expect("runs")
+    };
+    for args in [&["archive", "good"][..], &["scan", "--pool", "media"], &["waiters"]] {
+        let output = run(args);
+        assert_eq!(code(&output), 4, "{args:?}: {output:?}");
+        assert!(text(&output.stderr).contains("only root may"), "{output:?}");
+    }
+    assert_eq!(code(&run(&["state", "good"])), 4, "asked the agent, which said no");
+    assert_eq!(code(&run(&["recall", "good"])), 0);
+    let status = &json_lines(&run(&["--json", "status"]))[0];
+    assert_eq!((&status["tier"], &status["engine_pid"]), (&"user-filter".into(), &().into()));
 }

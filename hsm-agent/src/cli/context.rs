@@ -10,10 +10,10 @@ use crate::config::{AgentConfig, Config, ConfigError};
 use crate::control::client::Client;
 use crate::marker::MARKER_XATTR;
 
-use super::{DEFAULT_CONFIG, Global};
 use super::exit::{Exit, Failure};
 use super::inspect::MarkerNames;
 use super::output::Output;
+use super::{DEFAULT_CONFIG, Global};
 
 /// One run of the command.
 #[derive(Debug)]
