@@ -8,6 +8,7 @@
 
 pub mod catalog;
 pub mod cli;
+pub mod config;
 pub mod control;
 pub mod core;
 pub mod holder;
