@@ -42,7 +42,10 @@ pub enum ClientError {
     #[error(transparent)]
     Refused(ApiError),
     /// The connection ended before the answer did.
-    #[error("the agent went away in the middle of its answer ({0}); see its log")]
+    #[error(
+        "the agent went away in the middle of its answer ({0}): what was done stays done; see the \
+         agent's log, then run the command again"
+    )]
     CutOff(String),
     /// The answer is not what this version understands.
     #[error(

@@ -12,7 +12,7 @@ mod stores;
 
 use std::ffi::CString;
 
-use crate::config::{Config, ConfigError, PoolConfig};
+use crate::config::{Config, ConfigError, PoolConfig, StoreBackend};
 use crate::control::client::Client;
 
 use super::context::Context;
@@ -59,7 +59,9 @@ fn examine(context: &Context, config: &Result<Config, ConfigError>) -> Result<Re
         })?;
         checks.push(machine::agent(&config.agent.socket, &status));
         for pool in &config.pools {
-            pools.push(examine_pool(context, pool, status.is_err(), &mut checks)?);
+            let (found, pool) = examine_pool(context, config, pool, status.is_err())?;
+            checks.extend(found.into_iter().map(|check| check.of_pool(&pool.pool)));
+            pools.push(pool);
         }
     }
     Ok(Report::new(checks, tiers(privileged, &pools)))
@@ -88,29 +90,38 @@ fn configuration(context: &Context, config: &Result<Config, ConfigError>) -> Che
     }
 }
 
-/// Adds the checks of one pool; whether accesses on it can be intercepted.
+/// The checks of one pool, and whether accesses on it can be intercepted.
 fn examine_pool(
     context: &Context,
-    config: &PoolConfig,
+    config: &Config,
+    pool: &PoolConfig,
     agent_is_down: bool,
-    checks: &mut Vec<Check>,
-) -> Result<Interceptable, Failure> {
-    let file_system = pool::file_system(&config.mount);
+) -> Result<(Vec<Check>, Interceptable), Failure> {
+    let file_system = pool::file_system(&pool.mount);
     let mounted = file_system.verdict == Verdict::Ok;
     let mut found = vec![file_system];
     let mut works = false;
     if mounted {
-        let events = pool::pre_content(&config.mount);
+        let events = pool::pre_content(&pool.mount);
         works = events.verdict == Verdict::Ok;
         found.push(events);
+        found.extend(pool::apart(&pool.mount, &own_files(config, pool)));
     }
     if mounted && agent_is_down {
-        let marker = CString::new(config.marker.as_str()).map_err(Failure::usage)?;
-        found.push(pool::unguarded(&config.mount, &marker));
+        let marker = CString::new(pool.marker.as_str()).map_err(Failure::usage)?;
+        found.push(pool::unguarded(&pool.mount, &marker));
     }
-    found.push(context.block_on(async { Ok::<_, Failure>(stores::check(config).await) })?);
-    checks.extend(found.into_iter().map(|check| check.of_pool(&config.name)));
-    Ok(Interceptable { pool: config.name.clone(), works })
+    found.push(context.block_on(async { Ok::<_, Failure>(stores::check(pool).await) })?);
+    Ok((found, Interceptable { pool: pool.name.clone(), works }))
+}
+
+/// What the agent itself writes while it serves a pool.
+fn own_files<'a>(config: &'a Config, pool: &'a PoolConfig) -> Vec<&'a std::path::Path> {
+    let mut paths = vec![config.agent.state_dir.as_path()];
+    if let StoreBackend::Local { path } = &pool.store.backend {
+        paths.push(path);
+    }
+    paths
 }
 
 /// Whether events can be had on a pool.

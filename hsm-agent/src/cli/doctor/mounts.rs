@@ -63,10 +63,10 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The file system that a path is on, as a number that is the same for all its files.
-pub(super) fn device(path: &Path) -> io::Result<u64> {
+/// Whether two paths are on one file system, as far as the device numbers tell.
+pub(super) fn same_file_system(one: &Path, other: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
-    Ok(std::fs::metadata(path)?.dev())
+    Ok(std::fs::metadata(one)?.dev() == std::fs::metadata(other)?.dev())
 }
 
 /// The nearest directory above (or at) `path` that exists.
@@ -106,5 +106,7 @@ mod tests {
     fn this_machine_has_a_root() {
         assert!(mounted_on(Path::new("/")).expect("readable").is_some());
         assert_eq!(existing(Path::new("/proc/none/such")), Path::new("/proc"));
+        let same = |a: &str, b: &str| same_file_system(Path::new(a), Path::new(b)).expect("stat");
+        assert!(same("/proc", "/proc/self") && !same("/proc", "/"));
     }
 }

@@ -54,6 +54,15 @@ fn judge_mount(point: &Path, found: io::Result<Option<Mount>>) -> Check {
     Check::ok(NAME, fact)
 }
 
+/// The agent must not wait for itself: what it writes has to be on another file system.
+pub(super) fn apart(mount: &Path, own: &[&Path]) -> Option<Check> {
+    let inside = own.iter().find(|path| {
+        mounts::same_file_system(mount, mounts::existing(path)).is_ok_and(|same| same)
+    })?;
+    let fact = format!("{} is on the managed file system itself", output::path(inside));
+    Some(Check::fail("own files", fact, "put it on another file system"))
+}
+
 /// Can pre-content events be had there?
 pub(super) fn pre_content(mount: &Path) -> Check {
     judge_pre_content(probe::pre_content(mount))
@@ -157,6 +166,15 @@ mod tests {
         let denied = judge_pre_content(Err(io::ErrorKind::PermissionDenied.into()));
         assert_eq!(denied.verdict, Verdict::Fail);
         assert!(denied.remedy.is_some_and(|remedy| remedy.contains("root")));
+    }
+
+    #[test]
+    fn own_files_on_the_managed_file_system_fail() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let inside = dir.path().join("state/not/yet");
+        let check = apart(dir.path(), &[Path::new("/proc/x"), &inside]).expect("complaint");
+        assert!(check.fact.contains("state/not/yet"), "{}", check.fact);
+        assert_eq!(apart(dir.path(), &[Path::new("/proc")]), None);
     }
 
     #[test]
