@@ -14,6 +14,9 @@ use hsm_agent::control::{
     AgentApi, ApiError, ApiErrorKind, FileReport, JobEvent, JobRequest, Outcome, Peer, Reason,
     StateEntry, Status, Waiter, WirePath,
 };
+use hsm_agent::core::{DataVersion, ObjectId};
+use hsm_agent::marker::{ArchivedCopy, Marker, MarkerFlags, MarkerState, PolicyFlags, Record};
+use hsm_agent::sys::xattr;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -359,6 +362,59 @@ fn state_and_du_look_without_an_agent() {
     let lines = text(&output.stdout);
     assert_eq!(lines.lines().count(), 2, "{lines}");
     assert!(lines.contains(r"a\nb'"), "{lines}");
+}
+
+#[test]
+fn state_reads_marker_and_record_and_never_guesses() {
+    if !rustix::process::geteuid().is_root() {
+        return; // cannot write the attributes
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    configuration(dir.path());
+    let object = ObjectId::random();
+    let file = |name: &str, marker: Option<&[u8]>, record: Option<&[u8]>| {
+        let path = dir.path().join(name);
+        fs::write(&path, "12345").expect("write");
+        let open = fs::File::options().write(true).open(&path).expect("open");
+        for (attribute, value) in [(c"security.bpf.hsm", marker), (c"trusted.hsm", record)] {
+            value.inspect(|value| xattr::set(&open, attribute, value).expect("attribute"));
+        }
+    };
+    let marker = Marker {
+        object,
+        size: 5,
+        epoch: 1,
+        chunk_shift: 20,
+        state: MarkerState::Offline,
+        flags: MarkerFlags::empty(),
+    };
+    let lost = Marker { state: MarkerState::Lost, ..marker };
+    file("offline", Some(&marker.encode()), None);
+    file("lost", Some(&lost.encode()), None);
+    file("garbage", Some(b"who knows"), None);
+    let version = DataVersion { generation: 0, size: 4, mtime_ns: 0, ctime_ns: 0 };
+    let copy = ArchivedCopy { object, version, archived_at_ns: 7_000_000_000 };
+    let record = Record { archived: Some(copy), policy: PolicyFlags::PINNED };
+    file("dirty", None, Some(&record.encode()));
+    let output = hsm(dir.path(), ["--json", "state", "offline", "lost", "garbage", "dirty"])
+        .output()
+        .expect("runs");
+    assert_eq!(code(&output), 1);
+    assert!(text(&output.stderr).contains("garbage: unreadable marker: "), "{output:?}");
+    let lines = json_lines(&output);
+    let states: Vec<&serde_json::Value> = lines.iter().map(|line| &line["state"]).collect();
+    assert_eq!(
+        states,
+        ["offline", "lost", "", "dirty"]
+            .map(|s| match s {
+                "" => serde_json::Value::Null,
+                state => state.into(),
+            })
+            .iter()
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(lines[0]["object"], object.to_string());
+    assert_eq!((&lines[3]["pinned"], &lines[3]["archived_at"]), (&true.into(), &7.into()));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod report;
 mod stores;
 
 use std::ffi::CString;
+use std::time::Duration;
 
 use crate::config::{Config, ConfigError, PoolConfig, StoreBackend};
 use crate::control::client::Client;
@@ -18,6 +19,9 @@ use crate::control::client::Client;
 use super::context::Context;
 use super::exit::{Exit, Failure};
 use report::{Check, Report, Tier, Verdict};
+
+/// An agent that answers later than this is ill.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What can this machine do, and what does it lack?
 ///
@@ -55,7 +59,8 @@ fn examine(context: &Context, config: &Result<Config, ConfigError>) -> Result<Re
     if let Ok(config) = config {
         checks.push(machine::state_dir(&config.agent.state_dir));
         let status = context.block_on(async {
-            Ok::<_, Failure>(Client::new(&config.agent.socket).status().await)
+            let client = Client::new(&config.agent.socket).with_patience(PATIENCE);
+            Ok::<_, Failure>(client.status().await)
         })?;
         checks.push(machine::agent(&config.agent.socket, &status));
         for pool in &config.pools {
