@@ -32,6 +32,7 @@ pub use rows::FileRow;
 pub use write::Batch;
 
 /// Index and intent log of one pool. Blocking: call it from threads that may wait for a disk.
+#[derive(Debug)]
 pub struct Catalog {
     path: PathBuf,
     writer: Mutex<Writer>,
@@ -39,6 +40,7 @@ pub struct Catalog {
 }
 
 /// The writing connection and the number of the next intent (never reused while the process lives).
+#[derive(Debug)]
 struct Writer {
     conn: Connection,
     next_intent: i64,

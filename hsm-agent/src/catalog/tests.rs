@@ -219,7 +219,7 @@ fn a_newer_schema_is_left_alone_and_named() {
     catalog.writer().conn.pragma_update(None, "user_version", 7).expect("pragma");
     drop(catalog);
     let path = dir.path().join("pool.db");
-    let text = Catalog::open(&path).err().expect("refused").to_string();
+    let text = Catalog::open(&path).expect_err("refused").to_string();
     for part in [path.to_str().expect("utf-8"), "version 7", "`hsm scan --rebuild`"] {
         assert!(text.contains(part), "{text}");
     }
@@ -271,7 +271,7 @@ fn damage_is_reported_with_the_remedy() {
     assert_tells_to_rebuild(&walk.expect_err("damaged"), &path);
     drop(catalog);
     fs::write(&path, [0xee; 8192]).expect("write");
-    assert_tells_to_rebuild(&Catalog::open(&path).err().expect("damaged"), &path);
+    assert_tells_to_rebuild(&Catalog::open(&path).expect_err("damaged"), &path);
 }
 
 #[test]
