@@ -13,7 +13,7 @@ mod stores;
 use std::ffi::CString;
 use std::time::Duration;
 
-use crate::config::{Config, ConfigError, PoolConfig, StoreBackend};
+use crate::config::{Config, ConfigError, PoolConfig};
 use crate::control::client::Client;
 
 use super::context::Context;
@@ -123,9 +123,7 @@ fn examine_pool(
 /// What the agent itself writes while it serves a pool.
 fn own_files<'a>(config: &'a Config, pool: &'a PoolConfig) -> Vec<&'a std::path::Path> {
     let mut paths = vec![config.agent.state_dir.as_path()];
-    if let StoreBackend::Local { path } = &pool.store.backend {
-        paths.push(path);
-    }
+    paths.extend(pool.store.path.as_deref());
     paths
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{self, PoolConfig, StoreBackend};
+use crate::config::PoolConfig;
 use crate::store::{self, StoreConfig, StoreError, StoreKind};
 
 use super::report::Check;
@@ -14,12 +14,11 @@ const NAME: &str = "store";
 
 /// Opens the store as the agent does, and lets it check itself.
 pub(super) async fn check(pool: &PoolConfig) -> Check {
-    let place = describe(&pool.store.backend);
-    let mut config = translate(&pool.store);
+    let place = describe(&pool.store);
+    let mut config = pool.store.clone();
     config.deadline = config.deadline.min(PATIENCE);
     config.retries = config.retries.min(1);
-    let opened = store::open(&config);
-    let result = match opened {
+    let result = match store::open(&config) {
         Ok(store) => tokio::time::timeout(PATIENCE, store.check()).await,
         Err(error) => Ok(Err(error)),
     };
@@ -44,33 +43,31 @@ fn remedy(error: &StoreError) -> &'static str {
 }
 
 /// Kind and place, without secrets.
-fn describe(backend: &StoreBackend) -> String {
-    match backend {
-        StoreBackend::Local { path } => format!("local {}", crate::cli::output::path(path)),
-        StoreBackend::S3(s3) => format!("s3 {}/{}/{}", s3.endpoint, s3.bucket, s3.prefix),
+fn describe(config: &StoreConfig) -> String {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    match config.kind {
+        StoreKind::Local => {
+            let path = config.path.as_deref().unwrap_or(std::path::Path::new(""));
+            format!("local {}", crate::cli::output::path(path))
+        }
+        StoreKind::S3 => {
+            let endpoint = config.endpoint.as_deref().unwrap_or("AWS");
+            format!("s3 {endpoint} {}/{}", text(&config.bucket), text(&config.prefix))
+        }
+        StoreKind::Memory => "memory".to_owned(),
     }
 }
 
-/// The configuration in the store's own form.
-fn translate(from: &config::StoreConfig) -> StoreConfig {
-    let mut to = match &from.backend {
-        StoreBackend::Local { path } => StoreConfig::local(path),
-        StoreBackend::S3(s3) => {
-            let (access, secret) = s3.keys.clone().unzip();
-            StoreConfig {
-                endpoint: Some(s3.endpoint.clone()),
-                bucket: Some(s3.bucket.clone()),
-                prefix: (!s3.prefix.is_empty()).then(|| s3.prefix.clone()),
-                region: Some(s3.region.clone()),
-                access_key_file: access,
-                secret_key_file: secret,
-                allow_http: s3.allow_http,
-                ..StoreConfig::of_kind(StoreKind::S3)
-            }
-        }
-    };
-    to.deadline = from.deadline;
-    to.retries = from.retries;
-    to.rate_limit = from.rate_limit;
-    to
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_named_without_secrets() {
+        assert_eq!(describe(&StoreConfig::local("/cold\n")), r"local $'/cold\n'");
+        let mut s3 = StoreConfig::of_kind(StoreKind::S3);
+        s3.bucket = Some("b".into());
+        s3.secret_key_file = Some("/secret".into());
+        assert_eq!(describe(&s3), "s3 AWS b/");
+    }
 }
