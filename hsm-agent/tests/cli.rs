@@ -326,7 +326,7 @@ fn without_an_agent_the_exit_code_is_3_and_the_message_helps() {
 fn a_bad_configuration_is_a_usage_error() {
     let dir = tempfile::tempdir().expect("tempdir");
     fs::write(dir.path().join("hsm.toml"), "[agnet]\n").expect("write");
-    for args in [&["status"][..], &["config", "check"], &["archive", "x"]] {
+    for args in [&["status"][..], &["config", "check"], &["archive", "x"], &["agent"]] {
         let output = hsm(dir.path(), args).output().expect("runs");
         assert_eq!(code(&output), 2, "{args:?}: {output:?}");
         assert!(text(&output.stderr).contains("hsm.toml:1"), "{output:?}");
