@@ -25,6 +25,9 @@ const DIR_FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC).union(OFlags:
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const DIR_MODE: Mode = Mode::RWXU;
 const TEMP_DIR: &str = "tmp";
+/// Larger objects take long enough to write for the chance of a kill in the middle to count, and
+/// long enough for a rename not to.
+const IN_PLACE_MAX: usize = 256 << 10;
 /// Nobody writes one object for longer; what is older was left by a crash.
 const TEMP_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -152,7 +155,27 @@ impl Dir {
         rustix::fs::renameat(&self.temp, temp, shard, key.file_name()).map_err(|e| gone(key, e))
     }
 
+    /// Stores a small object under its own name at once, which saves a quarter of the time, and
+    /// everything else by way of `tmp/`. See the module head of `local` for why that is enough.
     pub(super) fn put(&self, key: &ObjectKey, body: &[u8]) -> Result<()> {
+        if body.len() > IN_PLACE_MAX {
+            return self.put_by_rename(key, body);
+        }
+        let shard = self.shard_for_write(key.shard()).map_err(|e| error(key, e))?;
+        let (name, flags) = (key.file_name(), OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL);
+        let file = match open_beneath(shard, &name, flags) {
+            // Stored before, or torn by a crash: replaced as a whole.
+            Err(Errno::EXIST) => return self.put_by_rename(key, body),
+            file => file.map_err(|e| gone(key, e))?,
+        };
+        write_all(&file, body).map_err(|e| {
+            // Best effort: what stays is torn, unknown to everybody, and says so itself.
+            let _ = rustix::fs::unlinkat(shard, &name, AtFlags::empty());
+            error(key, e)
+        })
+    }
+
+    fn put_by_rename(&self, key: &ObjectKey, body: &[u8]) -> Result<()> {
         let (temp, file) = self.create_temp(key)?;
         let stored = write_all(&file, body).map_err(|e| error(key, e));
         drop(file);

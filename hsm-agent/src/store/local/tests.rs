@@ -107,8 +107,10 @@ fn a_directory_in_an_objects_place_is_an_error() {
 #[test]
 fn a_store_whose_directories_vanish_says_so() {
     let (dir, store) = store();
-    std::fs::remove_dir(dir.path().join("tmp")).expect("rmdir");
-    let put = store.dir.put(&key(), b"x");
+    let key = key();
+    store.dir.put(&key, b"x").expect("put");
+    std::fs::remove_dir_all(dir.path().join(ObjectKey::shard_name(key.shard()))).expect("rmdir");
+    let put = store.dir.put(&key, b"x");
     assert!(matches!(put, Err(StoreError::Failed { .. })), "not a missing object: {put:?}");
 }
 
@@ -120,4 +122,24 @@ fn a_full_file_system_is_full_and_leaves_nothing() {
     let e = full.write_at(b"x", 0).expect_err("no room");
     let errno = rustix::io::Errno::from_io_error(&e).expect("errno");
     assert!(matches!(errno::error(Subject::Store, errno), StoreError::Full { .. }));
+}
+
+#[test]
+fn a_torn_object_of_a_crash_is_replaced_as_a_whole() {
+    let (dir, store) = store();
+    let key = key();
+    store.dir.put(&key, b"torn").expect("put");
+    store.dir.put(&key, b"whole object").expect("put again");
+    assert_eq!(store.dir.get_tail(&key, 99).expect("tail").bytes, &b"whole object"[..]);
+    assert_eq!(names(&dir.path().join("tmp")), [""; 0]);
+}
+
+#[test]
+fn large_objects_become_visible_as_a_whole() {
+    let (dir, store) = store();
+    let key = key();
+    let temp = dir.path().join("tmp");
+    std::fs::remove_dir(&temp).expect("rmdir");
+    store.dir.put(&key, &[1; 1 << 20]).expect_err("needs tmp, which is gone");
+    assert!(matches!(store.dir.head(&key), Err(StoreError::NotFound { .. })));
 }
