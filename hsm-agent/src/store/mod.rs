@@ -88,6 +88,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn delete(&self, key: &ObjectKey) -> Result<()>;
 
     /// Every complete object, in no particular order. Names that are no object keys are skipped.
+    /// Call it within a runtime.
     fn list(&self) -> BoxStream<'static, Result<ObjectStat>>;
 
     /// Durability barrier (promise 3 of the module head).
