@@ -143,3 +143,33 @@ fn large_objects_become_visible_as_a_whole() {
     store.dir.put(&key, &[1; 1 << 20]).expect_err("needs tmp, which is gone");
     assert!(matches!(store.dir.head(&key), Err(StoreError::NotFound { .. })));
 }
+
+/// Runs the ignored test below in a process whose files may not exceed 8 KiB.
+#[test]
+fn a_write_that_fails_half_way_leaves_nothing() {
+    let limit = "trap '' XFSZ; ulimit -f 16; exec \"$0\" --exact --ignored \"$1\"";
+    let child = "store::local::tests::child_with_a_file_size_limit";
+    let exe = std::env::current_exe().expect("test binary");
+    let run = std::process::Command::new("sh").args(["-c", limit]).arg(exe).arg(child).output();
+    let output = run.expect("sh");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "run by a_write_that_fails_half_way_leaves_nothing"]
+fn child_with_a_file_size_limit() {
+    let (dir, store) = store();
+    let key = key();
+    for size in [100_000, 1_000_000] {
+        let put = store.dir.put(&key, &vec![1; size]);
+        assert!(matches!(put, Err(StoreError::Full { .. })), "{put:?}");
+        assert!(matches!(store.dir.head(&key), Err(StoreError::NotFound { .. })));
+    }
+    let mut sink = LocalSink::create(store.dir.clone(), key).expect("sink");
+    sink.write(&[1; 8000]).expect("below the limit");
+    sink.write(&[1; 80_000]).expect_err("above the limit");
+    Box::new(sink).finish().expect_err("finish after a failed write");
+    assert!(matches!(store.dir.head(&key), Err(StoreError::NotFound { .. })));
+    assert_eq!(names(&dir.path().join("tmp")), [""; 0]);
+}
