@@ -7,8 +7,8 @@
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -38,6 +38,8 @@ pub(super) struct Dir {
     temp: OwnedFd,
     shards: [OnceLock<OwnedFd>; 256],
     barrier: Barrier,
+    /// Held while a name passes from one file to another.
+    publish: Mutex<()>,
     /// Makes temporary names unique, with a random part against other processes.
     next_temp: AtomicU64,
     nonce: u64,
@@ -94,7 +96,8 @@ impl Dir {
         let temp = open_or_make_dir(&root, TEMP_DIR).map_err(fail)?;
         let shards = std::array::from_fn(|_| OnceLock::new());
         let next_temp = AtomicU64::new(0);
-        let dir = Self { root, temp, shards, barrier, next_temp, nonce: rand::random() };
+        let (publish, nonce) = (Mutex::default(), rand::random());
+        let dir = Self { root, temp, shards, barrier, publish, next_temp, nonce };
         dir.sweep_temp(SystemTime::now());
         Ok(dir)
     }
@@ -152,6 +155,7 @@ impl Dir {
     /// Gives a temporary file its name: the moment at which the object becomes visible.
     pub(super) fn publish(&self, key: &ObjectKey, temp: &str) -> Result<()> {
         let shard = self.shard_for_write(key.shard()).map_err(|e| error(key, e))?;
+        let _publish = self.publish.lock().unwrap_or_else(PoisonError::into_inner);
         rustix::fs::renameat(&self.temp, temp, shard, key.file_name()).map_err(|e| gone(key, e))
     }
 
@@ -169,10 +173,19 @@ impl Dir {
             file => file.map_err(|e| gone(key, e))?,
         };
         write_all(&file, body).map_err(|e| {
-            // Best effort: what stays is torn, unknown to everybody, and says so itself.
-            let _ = rustix::fs::unlinkat(shard, &name, AtFlags::empty());
+            self.remove_failed(shard, &name, &file);
             error(key, e)
         })
+    }
+
+    /// Takes back an object whose write failed, unless its name belongs to another file by now:
+    /// a caller that lost patience with a hanging put may have stored the object again. Best
+    /// effort: what stays is torn, unknown to everybody, and says so itself.
+    pub(super) fn remove_failed(&self, shard: &OwnedFd, name: &str, file: &OwnedFd) {
+        let _publish = self.publish.lock().unwrap_or_else(PoisonError::into_inner);
+        if rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink > 0) {
+            let _ = rustix::fs::unlinkat(shard, name, AtFlags::empty());
+        }
     }
 
     fn put_by_rename(&self, key: &ObjectKey, body: &[u8]) -> Result<()> {

@@ -135,6 +135,22 @@ fn a_torn_object_of_a_crash_is_replaced_as_a_whole() {
 }
 
 #[test]
+fn a_put_that_fails_late_does_not_remove_its_successor() {
+    let (dir, store) = store();
+    let key = key();
+    store.dir.put(&key, b"hangs").expect("first put");
+    let shard = dir.path().join(ObjectKey::shard_name(key.shard()));
+    let hanging = std::fs::File::open(shard.join(key.file_name())).expect("open").into();
+    let shard = std::fs::File::open(shard).expect("open").into();
+    store.dir.put(&key, b"stored again").expect("second put");
+    store.dir.remove_failed(&shard, &key.file_name(), &hanging);
+    assert_eq!(store.dir.head(&key).expect("still there").size, 12);
+    let stored = std::fs::File::open(dir.path().join(key.to_string())).expect("open").into();
+    store.dir.remove_failed(&shard, &key.file_name(), &stored);
+    store.dir.head(&key).expect_err("its own failure does remove it");
+}
+
+#[test]
 fn large_objects_become_visible_as_a_whole() {
     let (dir, store) = store();
     let key = key();
