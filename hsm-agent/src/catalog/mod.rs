@@ -35,8 +35,9 @@ pub use write::Batch;
 #[derive(Debug)]
 pub struct Catalog {
     path: PathBuf,
-    writer: Mutex<Writer>,
+    /// Closed before the writer, which can fold the log into the database only as the last one.
     reader: Mutex<Connection>,
+    writer: Mutex<Writer>,
 }
 
 /// The writing connection and the number of the next intent (never reused while the process lives).

@@ -140,6 +140,33 @@ fn an_intent_is_open_until_the_batch_that_finishes_it() {
     assert!(later[0] > ids[1], "a finished number is not used again");
 }
 
+/// 2 is FULL: SQLite syncs the log at every commit. 1 is NORMAL: only before a checkpoint.
+#[test]
+fn intents_and_revived_objects_wait_for_the_device() {
+    let (_dir, catalog) = fresh();
+    let level = || -> i64 {
+        let writer = catalog.writer();
+        writer.conn.pragma_query_value(None, "synchronous", |row| row.get(0)).expect("pragma")
+    };
+    catalog.commit(&Batch { retired: vec![(object(1), 1)], ..Batch::default() }).expect("commit");
+    assert_eq!(level(), 1);
+    catalog.begin(&[intent(1, IntentOp::Release)]).expect("begin");
+    assert_eq!(level(), 2);
+    upsert(&catalog, vec![row(2, FileState::Archived)]);
+    assert_eq!(level(), 1);
+    upsert(&catalog, vec![row(1, FileState::Archived)]);
+    assert_eq!(level(), 2, "the row names a retired object");
+}
+
+#[test]
+fn closing_leaves_one_file() {
+    let (dir, catalog) = fresh();
+    upsert(&catalog, vec![row(1, FileState::Archived)]);
+    catalog.get(&key(1)).expect("get");
+    drop(catalog);
+    assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
+}
+
 #[test]
 fn a_failing_batch_changes_nothing() {
     let (_dir, catalog) = fresh();
