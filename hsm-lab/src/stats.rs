@@ -20,7 +20,10 @@ pub fn bytes(n: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     for (unit, size) in UNITS {
         if n >= size {
-            #[expect(clippy::cast_precision_loss, reason = "one digit after the point is printed")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "one digit after the point is printed"
+            )]
             return format!("{:.1} {unit}", n as f64 / size as f64);
         }
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// Compares the `### name` headings with the names of the cases.
-pub fn check(cases: &[&str]) -> Result<(), String> {
+pub(crate) fn check(cases: &[&str]) -> Result<(), String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/SEMANTICS.md");
     let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     compare(&text, cases)

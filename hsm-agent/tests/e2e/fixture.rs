@@ -26,7 +26,7 @@ use hsm_lab::{Agent, Content, FsKind, Hsm, LoopFs, Output, PoolConfig, Run, loop
 const WATCHDOG: Duration = Duration::from_secs(150);
 
 /// How long a clean stop may take.
-pub const STOP_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Size from which a released file must have given its blocks back.
 const SURELY_BLOCKS: u64 = 64 << 10;
@@ -36,17 +36,17 @@ const XATTR_BLOCKS: u64 = 16;
 
 /// A case: its name, what is special about its pool, and what it does.
 #[derive(Clone, Copy)]
-pub struct Case {
+pub(crate) struct Case {
     /// The paragraph of `docs/SEMANTICS.md`.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Changes the configuration before the agent starts.
-    pub configure: fn(&mut PoolConfig),
+    pub(crate) configure: fn(&mut PoolConfig),
     /// The case itself.
-    pub run: fn(&mut Pool) -> Result<()>,
+    pub(crate) run: fn(&mut Pool) -> Result<()>,
 }
 
 /// Runs one case on one file system and takes everything down again.
-pub fn run(case: &Case, fs: FsKind, dir: &Path) -> Result<()> {
+pub(crate) fn run(case: &Case, fs: FsKind, dir: &Path) -> Result<()> {
     let dir = dir.join(format!("{}-{fs}", short(case.name)));
     let mut pool = Pool::new(fs, &dir, case.configure)?;
     let watchdog = Watchdog::new(&dir, WATCHDOG);
@@ -76,13 +76,13 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// The world of a case.
-pub struct Pool {
+pub(crate) struct Pool {
     /// The managed file system's kind.
-    pub kind: FsKind,
+    pub(crate) kind: FsKind,
     /// The command line.
-    pub hsm: Hsm,
+    pub(crate) hsm: Hsm,
     /// The configuration, to be changed before [`restart`](Self::restart).
-    pub config: PoolConfig,
+    pub(crate) config: PoolConfig,
     agent: Option<Agent>,
     fs: LoopFs,
     dir: PathBuf,
@@ -91,16 +91,16 @@ pub struct Pool {
 
 /// A file of the managed file system and what it must contain.
 #[derive(Debug, Clone)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// Where it is.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// What it contains.
-    pub content: Content,
+    pub(crate) content: Content,
 }
 
 impl Sample {
     /// Reads it all and compares.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.content.check(&self.path)
     }
 }
@@ -112,7 +112,7 @@ impl AsRef<OsStr> for Sample {
 }
 
 /// The program under test.
-pub fn exe() -> &'static Path {
+pub(crate) fn exe() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_hsm"))
 }
 
@@ -132,93 +132,93 @@ impl Pool {
 
     fn finish(&mut self) -> Result<()> {
         let stopped = match self.agent.take() {
-            Some(mut agent) if agent.is_running() => agent.stop(STOP_LIMIT).map(drop),
-            _ => Ok(()),
+            Some(mut agent) => agent.stop(STOP_LIMIT).map(drop),
+            None => Ok(()),
         };
         let unmounted = self.fs.unmount();
         stopped.context("at the end of the case").and(unmounted)
     }
 
     /// Starts the agent with the current configuration.
-    pub fn start(&mut self) -> Result<()> {
+    pub(crate) fn start(&mut self) -> Result<()> {
         self.config.write()?;
         self.agent = Some(Agent::start(exe(), &self.dir)?);
         Ok(())
     }
 
     /// Stops the agent cleanly.
-    pub fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         self.agent.take().context("no agent runs")?.stop(STOP_LIMIT).map(drop)
     }
 
     /// Stops the agent and starts it with the current configuration.
-    pub fn restart(&mut self) -> Result<()> {
+    pub(crate) fn restart(&mut self) -> Result<()> {
         self.stop()?;
         self.start()
     }
 
     /// Restarts it with a store that gives at most `rate` (like `"1MiB"`) per second.
-    pub fn restart_slow(&mut self, rate: &str) -> Result<()> {
+    pub(crate) fn restart_slow(&mut self, rate: &str) -> Result<()> {
         self.config.store_options.push(format!("rate_limit = \"{rate}\""));
         self.restart()
     }
 
     /// Restarts it without the limit of [`restart_slow`](Self::restart_slow).
-    pub fn restart_fast(&mut self) -> Result<()> {
+    pub(crate) fn restart_fast(&mut self) -> Result<()> {
         self.config.store_options.retain(|line| !line.starts_with("rate_limit"));
         self.restart()
     }
 
     /// The running agent.
-    pub fn agent(&mut self) -> Result<&mut Agent> {
+    pub(crate) fn agent(&mut self) -> Result<&mut Agent> {
         self.agent.as_mut().context("no agent runs")
     }
 
     /// Takes the agent out, to be stopped or killed by the case.
-    pub fn take_agent(&mut self) -> Result<Agent> {
+    pub(crate) fn take_agent(&mut self) -> Result<Agent> {
         self.agent.take().context("no agent runs")
     }
 
     /// The managed file system.
-    pub fn fs(&mut self) -> &mut LoopFs {
+    pub(crate) fn fs(&mut self) -> &mut LoopFs {
         &mut self.fs
     }
 
     /// The managed file system's mount point.
-    pub fn mnt(&self) -> &Path {
+    pub(crate) fn mnt(&self) -> &Path {
         self.fs.path()
     }
 
     /// A path on the managed file system.
-    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.fs.path().join(name)
     }
 
     /// A path on the host's file system.
-    pub fn outside(&self, name: impl AsRef<Path>) -> PathBuf {
+    pub(crate) fn outside(&self, name: impl AsRef<Path>) -> PathBuf {
         self.dir.join("outside").join(name)
     }
 
     /// The local store.
-    pub fn store(&self) -> &Path {
+    pub(crate) fn store(&self) -> &Path {
         &self.config.store
     }
 
     /// Makes a resident file with content of its own.
-    pub fn file(&mut self, name: impl AsRef<Path>, size: u64) -> Result<Sample> {
+    pub(crate) fn file(&mut self, name: impl AsRef<Path>, size: u64) -> Result<Sample> {
         self.seed += 1;
         self.file_with(name, Content::new(self.seed, size))
     }
 
     /// Makes a resident file with this content.
-    pub fn file_with(&mut self, name: impl AsRef<Path>, content: Content) -> Result<Sample> {
+    pub(crate) fn file_with(&mut self, name: impl AsRef<Path>, content: Content) -> Result<Sample> {
         let path = self.path(name);
         content.write(&path)?;
         Ok(Sample { path, content })
     }
 
     /// Makes a file and takes its data away.
-    pub fn offline_file(&mut self, name: impl AsRef<Path>, size: u64) -> Result<Sample> {
+    pub(crate) fn offline_file(&mut self, name: impl AsRef<Path>, size: u64) -> Result<Sample> {
         let sample = self.file(name, size)?;
         self.offline(&sample.path)?;
         Ok(sample)
@@ -226,14 +226,14 @@ impl Pool {
 
     /// Archives and releases one file, and proves that its data is gone: otherwise the case
     /// would read what was never taken away.
-    pub fn offline(&self, path: &Path) -> Result<()> {
+    pub(crate) fn offline(&self, path: &Path) -> Result<()> {
         self.hsm.must("archive", [path])?;
         self.hsm.must("release", [path])?;
         self.assert_offline(path)
     }
 
     /// Archives and releases a tree, and proves it for each file.
-    pub fn offline_tree(&self, dir: &Path) -> Result<usize> {
+    pub(crate) fn offline_tree(&self, dir: &Path) -> Result<usize> {
         self.hsm.must("archive", ["-r".as_ref(), dir.as_os_str()])?;
         self.hsm.must("release", ["-r".as_ref(), dir.as_os_str()])?;
         let mut count = 0;
@@ -244,7 +244,10 @@ impl Pool {
                 count += 1;
             }
         }
-        let output = self.hsm.command(["--json".as_ref(), "ls".as_ref(), "-r".as_ref(), dir.as_os_str()]).ok()?;
+        let output = self
+            .hsm
+            .command(["--json".as_ref(), "ls".as_ref(), "-r".as_ref(), dir.as_os_str()])
+            .ok()?;
         let offline = output.text().matches("\"offline\"").count();
         ensure!(count > 0, "no file below {}", dir.display());
         ensure!(offline >= count, "{offline} of {count} files are offline: {}", output.describe());
@@ -252,30 +255,34 @@ impl Pool {
     }
 
     /// The state's name.
-    pub fn state(&self, path: &Path) -> Result<String> {
+    pub(crate) fn state(&self, path: &Path) -> Result<String> {
         Ok(self.hsm.state(path)?.state)
     }
 
     /// Fails unless the file's state is one of these.
-    pub fn assert_state(&self, path: &Path, allowed: &[&str]) -> Result<()> {
+    pub(crate) fn assert_state(&self, path: &Path, allowed: &[&str]) -> Result<()> {
         let state = self.state(path)?;
-        ensure!(allowed.contains(&state.as_str()), "{} is {state}, not {allowed:?}", path.display());
+        ensure!(
+            allowed.contains(&state.as_str()),
+            "{} is {state}, not {allowed:?}",
+            path.display()
+        );
         Ok(())
     }
 
     /// Offline by what `hsm` says and by what the file system says.
-    pub fn assert_offline(&self, path: &Path) -> Result<()> {
+    pub(crate) fn assert_offline(&self, path: &Path) -> Result<()> {
         self.assert_state(path, &["offline"])?;
         check_blocks(path, &fs::symlink_metadata(path)?)
     }
 
     /// Not offline and not partial.
-    pub fn assert_local(&self, path: &Path) -> Result<()> {
+    pub(crate) fn assert_local(&self, path: &Path) -> Result<()> {
         self.assert_state(path, &["resident", "archived", "dirty"])
     }
 
     /// A shell script that must succeed; `$1`... are `args`.
-    pub fn sh<S: AsRef<OsStr>>(
+    pub(crate) fn sh<S: AsRef<OsStr>>(
         &self,
         script: &str,
         args: impl IntoIterator<Item = S>,
@@ -284,7 +291,7 @@ impl Pool {
     }
 
     /// A Python program that must succeed; `sys.argv[1:]` are `args`.
-    pub fn python<S: AsRef<OsStr>>(
+    pub(crate) fn python<S: AsRef<OsStr>>(
         &self,
         program: &str,
         args: impl IntoIterator<Item = S>,
@@ -293,7 +300,7 @@ impl Pool {
     }
 
     /// This program in its helper mode.
-    pub fn helper<S: AsRef<OsStr>>(
+    pub(crate) fn helper<S: AsRef<OsStr>>(
         &self,
         mode: &str,
         args: impl IntoIterator<Item = S>,
@@ -302,7 +309,7 @@ impl Pool {
     }
 
     /// `release` must be refused for this reason, and the file stay readable and local.
-    pub fn assert_release_refused(&self, path: &Path, reasons: &[&str]) -> Result<()> {
+    pub(crate) fn assert_release_refused(&self, path: &Path, reasons: &[&str]) -> Result<()> {
         let report = self.hsm.verb("release", [path])?;
         ensure!(report.code == 1, "exit code {}: {}", report.code, report.output.describe());
         refused_for(&report, reasons)?;
@@ -310,14 +317,18 @@ impl Pool {
     }
 
     /// All objects (files) in the store.
-    pub fn objects(&self) -> Result<Vec<PathBuf>> {
+    pub(crate) fn objects(&self) -> Result<Vec<PathBuf>> {
         let mut files = hsm_lab::content::files_below(self.store())?;
         files.retain(|f| fs::metadata(f).is_ok_and(|m| m.len() > 0));
         Ok(files)
     }
 
     /// The one object that archiving this one file made.
-    pub fn offline_with_object(&mut self, name: &str, size: u64) -> Result<(Sample, PathBuf)> {
+    pub(crate) fn offline_with_object(
+        &mut self,
+        name: &str,
+        size: u64,
+    ) -> Result<(Sample, PathBuf)> {
         let before = self.objects()?;
         let sample = self.offline_file(name, size)?;
         let mut new: Vec<_> = self.objects()?;
@@ -340,10 +351,14 @@ impl Drop for Pool {
 }
 
 /// The only file of a report was refused for one of these reasons.
-pub fn refused_for(report: &Report, reasons: &[&str]) -> Result<()> {
+pub(crate) fn refused_for(report: &Report, reasons: &[&str]) -> Result<()> {
     ensure!(report.outcome() == "failed", "outcome {}", report.output.describe());
     let reason = report.reason();
-    ensure!(reasons.contains(&reason), "refused as {reason}, not {reasons:?}: {}", report.output.describe());
+    ensure!(
+        reasons.contains(&reason),
+        "refused as {reason}, not {reasons:?}: {}",
+        report.output.describe()
+    );
     Ok(())
 }
 
@@ -354,7 +369,7 @@ fn check_blocks(path: &Path, meta: &fs::Metadata) -> Result<()> {
 }
 
 /// Reads a file in this process; the error number of a failure.
-pub fn read_errno(path: &Path) -> Result<i32> {
+pub(crate) fn read_errno(path: &Path) -> Result<i32> {
     match fs::read(path) {
         Ok(bytes) => {
             let zeros = bytes.iter().all(|b| *b == 0);
@@ -365,7 +380,7 @@ pub fn read_errno(path: &Path) -> Result<i32> {
 }
 
 /// Asserts that reading fails with one of these errors.
-pub fn assert_read_fails(path: &Path, allowed: &[i32]) -> Result<()> {
+pub(crate) fn assert_read_fails(path: &Path, allowed: &[i32]) -> Result<()> {
     let errno = read_errno(path)?;
     ensure!(allowed.contains(&errno), "{}: errno {errno}, not one of {allowed:?}", path.display());
     Ok(())

@@ -59,7 +59,11 @@ fn run(mut arguments: Arguments, dir: &Path) -> ExitCode {
     for line in &left {
         eprintln!("LEFT BEHIND: {line}");
     }
-    if conclusion.has_failed() || !left.is_empty() { ExitCode::from(101) } else { ExitCode::SUCCESS }
+    if conclusion.has_failed() || !left.is_empty() {
+        ExitCode::from(101)
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn trials(dir: &Path) -> Vec<Trial> {
