@@ -7,4 +7,5 @@
 //! ```
 
 pub mod core;
+pub mod marker;
 pub mod sys;

@@ -1,5 +1,9 @@
 //! Names and rules that everything else shares. No IO.
 
+mod inflight;
+mod key;
 mod types;
 
+pub use inflight::{Access, Effect, Event, Inflight, Job, Look, Recalled, Ticket, Want};
+pub use key::FileKey;
 pub use types::{DataVersion, FileState, ObjectId, ParseObjectIdError};

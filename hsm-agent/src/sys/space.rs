@@ -1,0 +1,47 @@
+//! Allocation: data extents, punching holes.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+/// Punching up to the next multiple of this also frees the block that holds the end of the file.
+/// 64 KiB is the largest block size of the supported file systems.
+const BLOCK: u64 = 65_536;
+
+/// The ranges of `fd` that hold data, in order, within `size`. Asking raises no fanotify event.
+/// Unwritten and punched ranges are holes.
+pub fn data_extents(fd: impl AsFd, size: u64) -> io::Result<Vec<Range<u64>>> {
+    let mut extents = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(fd.as_fd(), SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let end = rustix::fs::seek(fd.as_fd(), SeekFrom::Hole(start))?.min(size);
+        if start >= size || end <= start {
+            break;
+        }
+        extents.push(start..end);
+        at = end;
+    }
+    Ok(extents)
+}
+
+/// Takes all data of a file away; its size stays.
+pub fn punch_all(fd: impl AsFd, size: u64) -> io::Result<()> {
+    punch(fd, 0..size.next_multiple_of(BLOCK))
+}
+
+/// Takes the data of a range away; the size stays.
+pub fn punch(fd: impl AsFd, range: Range<u64>) -> io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(fd, mode, range.start, range.end - range.start)?)
+}
