@@ -42,6 +42,11 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Whether this is the process inside.
+pub fn is_inside() -> bool {
+    env::var_os(INSIDE).is_some()
+}
+
 /// Splits into the two processes; returns in both.
 pub fn enter() -> Result<Role> {
     if let Some(dir) = env::var_os(INSIDE) {

@@ -54,7 +54,7 @@ pub(crate) fn run(case: &Case, fs: FsKind, dir: &Path) -> Result<()> {
         .unwrap_or_else(|panic| Err(anyhow!("panicked: {}", panic_text(panic.as_ref()))));
     let mut result = result.map_err(|error| {
         let log = pool.agent.as_ref().map(Agent::log_tail).unwrap_or_default();
-        anyhow!("{error:?}\n{log}")
+        anyhow!("{error:#}\n{log}")
     });
     if watchdog.barked() {
         result = Err(anyhow!("stopped by the watchdog: {result:?}"));

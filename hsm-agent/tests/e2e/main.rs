@@ -74,7 +74,7 @@ fn trials(dir: &Path) -> Vec<Trial> {
         for case in cases::all() {
             let dir = dir.to_path_buf();
             trials.push(Trial::test(format!("{fs}::{}", case.name), move || {
-                fixture::run(&case, fs, &dir).map_err(|error| Failed::from(format!("{error:?}")))
+                fixture::run(&case, fs, &dir).map_err(|error| Failed::from(format!("{error:#}")))
             }));
         }
     }
