@@ -6,6 +6,11 @@
 //! kernel → holder → intercept → core → recall → store → file → marker → answer
 //! ```
 
+pub mod catalog;
+pub mod cli;
+pub mod control;
 pub mod core;
+pub mod holder;
 pub mod marker;
+pub mod store;
 pub mod sys;

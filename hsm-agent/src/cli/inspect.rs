@@ -1,0 +1,228 @@
+//! The state of files, from their inodes or from the agent.
+//!
+//! The inode is the truth, and looking at it needs no agent: an `O_PATH` descriptor raises no
+//! event and recalls nothing. But `trusted.*` attributes are invisible, not forbidden, to whoever
+//! lacks CAP_SYS_ADMIN: without it an archived file would look resident, so then the agent is
+//! asked instead.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::control::client::Client;
+use crate::control::{PathError, Reason, StateEntry, StateReport, WirePath};
+use crate::core::FileState;
+use crate::marker::{
+    ArchivedCopy, MAP_XATTR, Marker, MarkerState, PolicyFlags, RECORD_XATTR, Record, ResidencyMap,
+};
+use crate::sys::inode::{self, Stat};
+use crate::sys::xattr;
+
+use super::context::Context;
+use super::exit::Failure;
+use super::paths::describe;
+
+/// Who is asked.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// The inodes themselves.
+    Inodes(MarkerNames),
+    /// The agent.
+    Agent(Client),
+}
+
+impl Source {
+    /// The inodes if this process may see everything on them, else the agent.
+    pub(super) fn new(context: &Context) -> Result<Self, Failure> {
+        if sees_trusted_attributes() {
+            return Ok(Self::Inodes(context.marker_names()?));
+        }
+        Ok(Self::Agent(context.client()?))
+    }
+
+    /// One entry per path, in order.
+    pub(super) fn states(
+        &self,
+        context: &Context,
+        paths: &[PathBuf],
+    ) -> Result<Vec<StateEntry>, Failure> {
+        match self {
+            Self::Inodes(names) => Ok(paths.iter().map(|path| entry(path, names)).collect()),
+            Self::Agent(client) => {
+                let paths: Vec<WirePath> = paths.iter().map(WirePath::from).collect();
+                context.block_on(client.state(&paths))
+            }
+        }
+    }
+}
+
+/// Which attribute is the marker on which file system: pools may differ.
+#[derive(Debug, Clone)]
+pub(super) struct MarkerNames {
+    /// Mount points and names.
+    pub(super) pools: Vec<(PathBuf, CString)>,
+    /// Elsewhere.
+    pub(super) default: CString,
+}
+
+impl MarkerNames {
+    fn for_path(&self, path: &Path) -> &CStr {
+        // A symlink on the way may lead into another pool.
+        let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+        let place = parent.as_deref().unwrap_or(path);
+        let inside = self.pools.iter().filter(|(mount, _)| place.starts_with(mount));
+        inside
+            .max_by_key(|(mount, _)| mount.as_os_str().len())
+            .map_or(&self.default, |(_, name)| name)
+    }
+}
+
+/// Whether this process has CAP_SYS_ADMIN where it counts: in the initial user namespace.
+fn sees_trusted_attributes() -> bool {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let initial = std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
+    initial && effective_capabilities().is_some_and(|c| c >> CAP_SYS_ADMIN & 1 == 1)
+}
+
+/// The effective capabilities of this process, as a bit set.
+pub(super) fn effective_capabilities() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+fn entry(path: &Path, names: &MarkerNames) -> StateEntry {
+    match look(path, names.for_path(path)) {
+        Ok(report) => StateEntry::File(report),
+        Err((reason, detail)) => StateEntry::Error(PathError { path: path.into(), reason, detail }),
+    }
+}
+
+type Refusal = (Reason, String);
+
+fn look(path: &Path, marker_name: &CStr) -> Result<StateReport, Refusal> {
+    let io = |error: io::Error| (Reason::of_io(&error), describe(&error));
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| io(e.into()))?;
+    let stat = inode::stat(&fd).map_err(io)?;
+    if !stat.is_file() {
+        return Err((Reason::NotRegular, format!("is {}", kind(&stat))));
+    }
+    let found = Attributes::read(fd.as_fd(), marker_name).map_err(io)?;
+    let facts = judge(&found, &stat).map_err(|detail| (Reason::UnreadableMarker, detail))?;
+    Ok(StateReport {
+        path: path.into(),
+        state: facts.state,
+        pinned: facts.policy.contains(PolicyFlags::PINNED),
+        noarchive: facts.policy.contains(PolicyFlags::NOARCHIVE),
+        size: stat.size,
+        local_bytes: stat.allocated,
+        object: facts.object,
+        archived_at: facts.archived_at_ns.map(|ns| ns.div_euclid(1_000_000_000)),
+        detail: facts.detail,
+    })
+}
+
+fn kind(stat: &Stat) -> &'static str {
+    match stat.mode & libc::S_IFMT {
+        libc::S_IFDIR => "a directory (see `hsm ls`)",
+        libc::S_IFLNK => "a symbolic link",
+        _ => "not a regular file",
+    }
+}
+
+/// The three attributes, undecoded.
+#[derive(Debug, Default)]
+struct Attributes {
+    marker: Option<Vec<u8>>,
+    record: Option<Vec<u8>>,
+    map: Option<Vec<u8>>,
+}
+
+impl Attributes {
+    fn read(fd: BorrowedFd<'_>, marker_name: &CStr) -> io::Result<Self> {
+        let marker = xattr::get_at_path(fd, marker_name)?;
+        let get = |name: &str| xattr::get_at_path(fd, &CString::new(name)?);
+        let record = get(RECORD_XATTR)?;
+        let map = if marker.is_some() { get(MAP_XATTR)? } else { None };
+        Ok(Self { marker, record, map })
+    }
+}
+
+/// What the attributes mean.
+#[derive(Debug, Clone, PartialEq)]
+struct Facts {
+    state: FileState,
+    policy: PolicyFlags,
+    object: Option<crate::core::ObjectId>,
+    archived_at_ns: Option<i64>,
+    detail: String,
+}
+
+/// Marker and map decide residency, the record decides the rest. `Err`: they cannot be read.
+fn judge(found: &Attributes, stat: &Stat) -> Result<Facts, String> {
+    let record = found.record.as_deref().map(Record::decode).transpose();
+    if let Some(bytes) = &found.marker {
+        let marker =
+            Marker::decode(bytes).map_err(|error| format!("unreadable marker: {error}"))?;
+        return Ok(judge_marked(&marker, found.map.as_deref(), record));
+    }
+    let record = record.map_err(|error| format!("unreadable record: {error}"))?.unwrap_or_default();
+    let state = match &record.archived {
+        None => FileState::Resident,
+        Some(copy) if is_copy_of(copy, stat) => FileState::Archived,
+        Some(_) => FileState::Dirty,
+    };
+    Ok(Facts {
+        state,
+        policy: record.policy,
+        object: record.archived.map(|copy| copy.object),
+        archived_at_ns: record.archived.map(|copy| copy.archived_at_ns),
+        detail: String::new(),
+    })
+}
+
+fn judge_marked(
+    marker: &Marker,
+    map: Option<&[u8]>,
+    record: Result<Option<Record>, crate::marker::RecordError>,
+) -> Facts {
+    let mut detail = String::new();
+    let state = match marker.state {
+        MarkerState::Lost => FileState::Lost,
+        MarkerState::Offline => FileState::Offline,
+        MarkerState::Partial => match map.map(|bytes| ResidencyMap::decode(bytes, marker)) {
+            Some(Ok(_)) => FileState::Partial,
+            Some(Err(error)) => {
+                detail = format!("counts as wholly offline: {error}");
+                FileState::Offline
+            }
+            None => FileState::Offline,
+        },
+    };
+    let record = record.unwrap_or_else(|error| {
+        detail = format!("unreadable record: {error}");
+        None
+    });
+    let record = record.unwrap_or_default();
+    Facts {
+        state,
+        policy: record.policy,
+        object: Some(marker.object),
+        archived_at_ns: record.archived.map(|copy| copy.archived_at_ns),
+        detail,
+    }
+}
+
+/// As far as it shows without opening the file: the agent also compares the inode's generation.
+fn is_copy_of(copy: &ArchivedCopy, stat: &Stat) -> bool {
+    (copy.version.size, copy.version.mtime_ns) == (stat.size, stat.mtime_ns)
+}
+
+#[cfg(test)]
+#[path = "inspect_tests.rs"]
+mod tests;

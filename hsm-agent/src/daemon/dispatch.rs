@@ -1,0 +1,292 @@
+//! Events into the state machine, its effects out of it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use super::metrics::add;
+use super::pool::{FileRef, Pool};
+use super::waiters::{Waiting, Who};
+use super::work::Priority;
+use crate::core::{Access, Effect, Event, Job, Look, Recalled, Ticket, Want};
+use crate::holder::protocol::EventFrame;
+use crate::marker::{InodeFd, MarkerState};
+use crate::recall::{Recall, RecallError, recall};
+use crate::sys::fanotify::{EventMask, Verdict};
+use crate::sys::{handle, inode, lease, process};
+
+impl Pool {
+    /// Somebody waits in the kernel.
+    pub fn take_event(self: &Arc<Self>, frame: EventFrame, fd: OwnedFd) {
+        add(&self.metrics.events, 1);
+        let fd = Arc::new(fd);
+        let key = match handle::of_fd(&*fd) {
+            Ok(key) => key,
+            Err(error) => {
+                let file = self.name_of(fd.as_fd());
+                tracing::error!(%error, file = %file.display(), "no file handle; denied");
+                self.answer_kernel(frame.id, Verdict::Deny(libc::EIO));
+                return;
+            }
+        };
+        if self.stopping.load(Ordering::SeqCst) {
+            self.answer_while_stopping(&frame, &fd);
+            return;
+        }
+        let file = FileRef { key, event: Some(Arc::clone(&fd)) };
+        let Some(want) = self.want(&frame, &fd, &file) else {
+            self.answer_kernel(frame.id, Verdict::Allow);
+            return;
+        };
+        let ticket = self.waiters.add(Who::Kernel(frame, fd), file.clone());
+        self.apply(&file, Event::Access(Access { ticket, want }));
+    }
+
+    /// No new recalls: offline files are denied, online ones go on.
+    fn answer_while_stopping(&self, frame: &EventFrame, fd: &OwnedFd) {
+        let verdict = match self.attributes.marker(InodeFd::Open(fd.as_fd())) {
+            Ok(None) => Verdict::Allow,
+            Ok(Some(_)) => Verdict::Deny(libc::EAGAIN),
+            Err(_) => Verdict::Deny(libc::EIO),
+        };
+        self.answer_kernel(frame.id, verdict);
+    }
+
+    /// What this access needs. `None`: nothing yet; its content accesses will be asked about.
+    fn want(&self, frame: &EventFrame, fd: &OwnedFd, file: &FileRef) -> Option<Want> {
+        if !self.config.ranges_allowed() {
+            return Some(Want::Whole);
+        }
+        let Ok(stat) = inode::stat(fd) else { return Some(Want::Whole) };
+        let executable = stat.mode & 0o111 != 0;
+        if executable || stat.size < self.config.range_min_size() {
+            return Some(Want::Whole);
+        }
+        let program = process::executable(frame.pid)?;
+        if !self.config.range_program(&program) {
+            return Some(Want::Whole);
+        }
+        let content = frame.mask.contains(EventMask::PRE_ACCESS);
+        match frame.range {
+            // An open alone moves nothing; but the marker must be good, and the file not settling.
+            None if !content => {
+                let marker = self.attributes.marker(InodeFd::Open(fd.as_fd()));
+                let known = matches!(marker, Ok(Some(m)) if m.state != MarkerState::Lost);
+                if known && !self.is_busy(file) { None } else { Some(Want::Whole) }
+            }
+            // Writes, truncation and fallocate cannot be told from reads; but with a read lease
+            // nobody has the file open for writing, and truncate(2) comes without a count.
+            Some(range) if range.count > 0 && reads_only(fd) => {
+                Some(Want::Range(range.offset..range.offset.saturating_add(range.count)))
+            }
+            _ => Some(Want::Whole),
+        }
+    }
+
+    fn is_busy(&self, file: &FileRef) -> bool {
+        self.inflight().is_busy(&file.key)
+    }
+
+    /// A user's recall: answered by message once the data is durable.
+    pub fn recall_for_user(self: &Arc<Self>, file: &FileRef) -> mpsc::Receiver<Verdict> {
+        let (tell, told) = mpsc::channel();
+        let ticket = self.waiters.add(Who::User(tell), file.clone());
+        self.apply(file, Event::Access(Access { ticket, want: Want::Whole }));
+        told
+    }
+
+    /// Claims the file for a job; drop the claim to give it back.
+    pub fn claim(self: &Arc<Self>, file: &FileRef, job: Job) -> Option<Claim> {
+        let effects = self.inflight().apply(&file.key, Event::Claim(job));
+        let granted = effects.contains(&Effect::Granted);
+        granted.then(|| Claim { pool: Arc::clone(self), file: file.clone(), job })
+    }
+
+    /// Takes note of an event and does what follows from it.
+    pub fn apply(self: &Arc<Self>, file: &FileRef, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let effects = self.inflight().apply(&file.key, event);
+            events.extend(effects.into_iter().filter_map(|e| self.perform(file, e)));
+        }
+    }
+
+    fn perform(self: &Arc<Self>, file: &FileRef, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Look => return Some(Event::Looked(self.look(file))),
+            Effect::Recall(want) => self.start_recall(file, want),
+            Effect::Judge(access) => return self.judge(file, access),
+            Effect::Answer(ticket, verdict) => self.answer(ticket, verdict),
+            Effect::Granted | Effect::Refused => {}
+        }
+        None
+    }
+
+    /// Reads the marker. Online files are passed over from now on; that happens inside the
+    /// "looking" phase, in which no release can start.
+    fn look(&self, file: &FileRef) -> Look {
+        let opened;
+        let fd = match &file.event {
+            Some(event) => InodeFd::Open(event.as_fd()),
+            None => match self.open_path(file) {
+                Ok(fd) => {
+                    opened = fd;
+                    InodeFd::Path(opened.as_fd())
+                }
+                Err(error) => {
+                    tracing::error!(%error, key = ?file.key, "the file cannot be examined; denied");
+                    return Look::Unreadable(libc::EIO);
+                }
+            },
+        };
+        let name = || match fd {
+            InodeFd::Open(fd) | InodeFd::Path(fd) => self.name_of(fd),
+        };
+        match self.attributes.marker(fd) {
+            Ok(None) => {
+                self.pass_over(fd);
+                Look::Online
+            }
+            Ok(Some(marker)) if marker.state == MarkerState::Lost => {
+                tracing::error!(file = %name().display(), "the file is lost: no usable copy; denied");
+                Look::Unreadable(libc::EIO)
+            }
+            Ok(Some(_)) => Look::Offline,
+            Err(error) => {
+                tracing::error!(%error, file = %name().display(), "denied; `hsm state` tells more");
+                Look::Unreadable(libc::EIO)
+            }
+        }
+    }
+
+    fn start_recall(self: &Arc<Self>, file: &FileRef, want: Want) {
+        let priority = match file.event {
+            Some(_) => Priority::Reader,
+            None => Priority::Bulk,
+        };
+        let (pool, file) = (Arc::clone(self), file.clone());
+        let deadline = Instant::now() + self.recall_deadline;
+        self.workers.submit(priority, move || {
+            let job = Recall { file, want, deadline };
+            pool.run_recall(&job);
+        });
+    }
+
+    fn run_recall(self: &Arc<Self>, job: &Recall) {
+        let result = if self.stopping.load(Ordering::SeqCst) {
+            Err(RecallError::Stopping)
+        } else {
+            recall(self, job)
+        };
+        match result {
+            Ok(outcome) => {
+                add(&self.metrics.recalls, 1);
+                add(&self.metrics.bytes_recalled, outcome.bytes);
+                if let Some(settle) = &outcome.settle {
+                    self.settler.announce(settle);
+                }
+                let settling = outcome.recalled == Recalled::Settling;
+                self.apply(&job.file, Event::Recalled(Ok(outcome.recalled)));
+                debug_assert_eq!(settling, outcome.settle.is_some());
+                if let Some(settle) = outcome.settle {
+                    self.settler.submit(settle);
+                }
+            }
+            Err(error) => {
+                add(&self.metrics.recalls_failed, 1);
+                let file = self.describe(&job.file);
+                let errno = error.errno();
+                tracing::error!(%error, errno, file = %file.display(), "recall failed; the file stays offline");
+                self.failures.note(&job.file.key, &error);
+                self.apply(&job.file, Event::Recalled(Err(errno)));
+            }
+        }
+    }
+
+    /// The data is there, but not durable: only who provably reads may go on.
+    fn judge(&self, file: &FileRef, access: Access) -> Option<Event> {
+        let Some(waiting) = self.waiters.get(access.ticket) else {
+            return Some(Event::Defer(access));
+        };
+        let reads = match &waiting.who {
+            // truncate(2) comes without a count, and without raising the write count.
+            Who::Kernel(frame, _) => {
+                frame.mask.contains(EventMask::OPEN_PERM) || frame.range.is_some_and(|r| r.count > 0)
+            }
+            // Wants it durable.
+            Who::User(_) => false,
+        };
+        if reads && self.settler.nobody_writes(&file.key) {
+            self.answer(access.ticket, Verdict::Allow);
+            return None;
+        }
+        Some(Event::Defer(access))
+    }
+
+    fn answer(&self, ticket: Ticket, verdict: Verdict) {
+        let Some(Waiting { who, since, .. }) = self.waiters.remove(ticket) else {
+            return;
+        };
+        let waited = since.elapsed();
+        match who {
+            Who::Kernel(frame, _) => {
+                // Shorter than any recall: it was online.
+                if waited > Duration::from_micros(100) {
+                    self.metrics.waited(waited);
+                }
+                self.answer_kernel(frame.id, verdict);
+            }
+            // Nobody listens any more: the job was cancelled.
+            Who::User(tell) => drop(tell.send(verdict)),
+        }
+    }
+
+    fn answer_kernel(&self, id: u64, verdict: Verdict) {
+        if verdict != Verdict::Allow {
+            add(&self.metrics.denials, 1);
+        }
+        if let Err(error) = self.link.answer(id, verdict) {
+            tracing::error!(%error, "the holder does not take answers");
+        }
+    }
+
+    /// Denies one waiter.
+    pub fn abandon(self: &Arc<Self>, ticket: Ticket, errno: i32) -> bool {
+        let Some(waiting) = self.waiters.get(ticket) else { return false };
+        self.apply(&waiting.file, Event::Abandon(ticket, errno));
+        true
+    }
+
+    /// A name for messages.
+    pub fn describe(&self, file: &FileRef) -> std::path::PathBuf {
+        match &file.event {
+            Some(event) => self.name_of(event.as_fd()),
+            None => self
+                .open_path(file)
+                .map(|fd| self.name_of(fd.as_fd()))
+                .unwrap_or_else(|_| Path::new("(unknown)").into()),
+        }
+    }
+}
+
+/// Whether nobody has the file open for writing now.
+fn reads_only(fd: &OwnedFd) -> bool {
+    let free = lease::set(fd, lease::LeaseKind::Read).unwrap_or(false);
+    free && lease::unset(fd).is_ok()
+}
+
+/// A file claimed for a job.
+#[derive(Debug)]
+pub struct Claim {
+    pool: Arc<Pool>,
+    file: FileRef,
+    job: Job,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.pool.apply(&self.file, Event::Unclaim(self.job));
+    }
+}

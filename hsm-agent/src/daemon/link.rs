@@ -1,0 +1,87 @@
+//! The engine's end of the socket pair with the holder.
+
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use crate::holder::protocol::{EventFrame, SOCKET_VARIABLE, ToEngine, ToHolder, group_name};
+use crate::sys::fanotify::{Group, Verdict};
+
+/// Connection to the holder.
+#[derive(Debug)]
+pub struct Link {
+    socket: OwnedFd,
+    /// Events that came while something else was awaited.
+    early: Mutex<Vec<(EventFrame, OwnedFd)>>,
+}
+
+impl Link {
+    /// Takes the socket that the holder left for us and waits for its greeting: before that, the
+    /// engine must not touch a managed file system.
+    pub fn from_holder() -> io::Result<Self> {
+        let number = std::env::var(SOCKET_VARIABLE).map_err(io::Error::other)?;
+        let number: i32 = number.parse().map_err(io::Error::other)?;
+        let socket = adopt(number)?;
+        match ToEngine::receive(&socket)? {
+            Some((ToEngine::Hello, _)) => Ok(Self { socket, early: Mutex::default() }),
+            other => Err(io::Error::other(format!("no greeting from the holder: {other:?}"))),
+        }
+    }
+
+    /// Asks for the group of a pool.
+    pub fn open_group(&self, pool: &str) -> io::Result<(u32, Group)> {
+        ToHolder::OpenGroup { name: group_name(pool)? }.send(&self.socket)?;
+        loop {
+            match ToEngine::receive(&self.socket)? {
+                Some((ToEngine::Group { group }, Some(fd))) => {
+                    return Ok((group, Group::from_fd(fd)));
+                }
+                Some((ToEngine::Event(event), Some(fd))) => {
+                    self.early.lock().unwrap_or_else(PoisonError::into_inner).push((event, fd));
+                }
+                Some(other) => return Err(io::Error::other(format!("unexpected: {other:?}"))),
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+    }
+
+    /// The next event. `Ok(None)`: the holder is gone. Several threads may call this.
+    pub fn next_event(&self) -> io::Result<Option<(EventFrame, OwnedFd)>> {
+        if let Some(early) = self.early.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            return Ok(Some(early));
+        }
+        loop {
+            match ToEngine::receive(&self.socket)? {
+                Some((ToEngine::Event(event), Some(fd))) => return Ok(Some((event, fd))),
+                // A descriptor that did not fit our limit: the holder still has the event.
+                Some((ToEngine::Event(event), None)) => {
+                    self.answer(event.id, Verdict::Deny(libc::EAGAIN))?;
+                }
+                Some(_) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Answers an event.
+    pub fn answer(&self, id: u64, verdict: Verdict) -> io::Result<()> {
+        ToHolder::Answer { id, verdict }.send(self.socket.as_fd())
+    }
+
+    /// Tells that the engine serves.
+    pub fn ready(&self) -> io::Result<()> {
+        ToHolder::Ready.send(self.socket.as_fd())
+    }
+}
+
+#[expect(unsafe_code, reason = "takes over an inherited descriptor")]
+fn adopt(number: i32) -> io::Result<OwnedFd> {
+    if number < 3 {
+        return Err(io::Error::other(format!("{SOCKET_VARIABLE}={number} is no descriptor for us")));
+    }
+    // SAFETY: the holder left this descriptor open for us alone, and says its number in a
+    // variable that only it sets; this runs once, before anything else opens descriptors.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
+}

@@ -1,0 +1,24 @@
+//! The engine process: everything but holding the fanotify group.
+//!
+//! ```text
+//! holder ─▶ link ─▶ dispatch ─▶ core::Inflight ─▶ effects ─▶ recall / settle ─▶ link ─▶ holder
+//!                                    ▲
+//!                    api (control socket): archive, release, recall jobs
+//! ```
+//!
+//! Threads: a few that take events, a pool of recall workers, one settler per pool, one for lease
+//! breaks, and a small tokio runtime for the control socket and asynchronous stores.
+
+mod api;
+mod dispatch;
+mod engine;
+mod jobs;
+mod link;
+mod metrics;
+pub mod pool;
+mod recover;
+mod waiters;
+mod work;
+
+pub use engine::{EngineError, run_engine};
+pub use link::Link;

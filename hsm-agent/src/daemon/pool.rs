@@ -1,0 +1,142 @@
+//! One managed file system with its store, catalogue, watch and policy.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use rustix::fs::OFlags;
+
+use super::metrics::Metrics;
+use super::waiters::Waiters;
+use crate::catalog::Catalog;
+use crate::config::PoolConfig;
+use crate::core::{FileKey, Inflight};
+use crate::intercept::Interceptor;
+use crate::marker::{Attributes, InodeFd};
+use crate::recall::{Budget, Settler};
+use crate::store::Store;
+use crate::store::object::Compression;
+use crate::sys::fanotify::MarkTarget;
+use crate::sys::invisible::InvisibleOpener;
+use crate::sys::lease::BreakWatch;
+use crate::sys::{handle, inode};
+
+/// A file, by its identity and, while somebody waits for it, by the descriptor of his event.
+#[derive(Debug, Clone)]
+pub struct FileRef {
+    /// Identity within the pool.
+    pub key: FileKey,
+    /// Descriptor of an event, read-only. It also reaches files that have no name any more.
+    pub event: Option<Arc<OwnedFd>>,
+}
+
+/// One managed file system.
+#[derive(Debug)]
+pub struct Pool {
+    /// Configuration.
+    pub config: PoolConfig,
+    /// The mount point, opened: all work is done relative to it.
+    pub root: OwnedFd,
+    /// Type of the file system, for people.
+    pub fs_type: String,
+    /// The kernel's side of the watch.
+    pub interceptor: Box<dyn Interceptor>,
+    /// Where the bytes of cold files are.
+    pub store: Arc<dyn Store>,
+    /// Index and intents.
+    pub catalog: Catalog,
+    /// Names of the attributes on inodes.
+    pub attributes: Attributes,
+    /// What is going on with each file.
+    pub inflight: Mutex<Inflight<FileKey>>,
+    /// Who waits.
+    pub waiters: Waiters,
+    /// Files that wait for their sync.
+    pub settler: Settler,
+    /// Memory for chunks, shared by all pools.
+    pub budget: Arc<Budget>,
+    /// Lease breaks.
+    pub breaks: BreakWatch,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Bridge to asynchronous stores.
+    pub runtime: tokio::runtime::Handle,
+    /// Makers of invisible descriptors that nobody uses now.
+    pub openers: Mutex<Vec<InvisibleOpener>>,
+    /// Chunks in flight per recall.
+    pub recall_parallel: usize,
+}
+
+impl Pool {
+    /// The state machine, locked.
+    pub fn inflight(&self) -> MutexGuard<'_, Inflight<FileKey>> {
+        self.inflight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An `O_PATH` descriptor on the file, on the pool's own mount; a file without a name is
+    /// reached through its event's descriptor.
+    pub fn open_path(&self, file: &FileRef) -> io::Result<OwnedFd> {
+        match (handle::open(&self.root, &file.key, OFlags::PATH), &file.event) {
+            (Err(e), Some(event)) if handle::is_stale(&e) => {
+                inode::reopen(event.as_fd(), OFlags::PATH)
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// A read-write descriptor whose IO nobody sees. See [`crate::sys::invisible`].
+    pub fn open_invisible(&self, path: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let spare = self.openers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let opener = match spare {
+            Some(opener) => opener,
+            None => InvisibleOpener::new()?,
+        };
+        let fd = opener.open(path);
+        self.openers.lock().unwrap_or_else(PoisonError::into_inner).push(opener);
+        fd
+    }
+
+    /// The file is online and nothing can make it offline now: the kernel need not ask.
+    pub fn pass_over(&self, fd: InodeFd<'_>) {
+        let result = self.interceptor.pass_over(target(fd));
+        if let Err(error) = result {
+            // Costs a question per access, nothing else.
+            tracing::debug!(%error, "no ignore mark");
+        }
+    }
+
+    /// The kernel must ask about this file from now on.
+    pub fn watch(&self, fd: InodeFd<'_>) -> io::Result<()> {
+        self.interceptor.watch(target(fd))
+    }
+
+    /// How chunks are compressed.
+    pub fn compression(&self) -> Compression {
+        self.config.compression()
+    }
+
+    /// Path for messages, below the mount point as it is now.
+    pub fn name_of(&self, fd: BorrowedFd<'_>) -> PathBuf {
+        inode::path_hint(fd)
+    }
+
+    /// The mount point.
+    pub fn mount(&self) -> &Path {
+        &self.config.mount
+    }
+}
+
+fn target(fd: InodeFd<'_>) -> MarkTarget<'_> {
+    match fd {
+        InodeFd::Open(fd) => MarkTarget::Fd(fd),
+        InodeFd::Path(fd) => MarkTarget::Path(fd),
+    }
+}
+
+/// Nanoseconds since the epoch.
+pub fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,69 @@
+//! Who waits for a file: readers in the kernel, and users who asked for a recall.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Instant;
+
+use super::pool::FileRef;
+use crate::core::Ticket;
+use crate::holder::protocol::EventFrame;
+use crate::sys::fanotify::Verdict;
+
+/// Who waits.
+#[derive(Debug, Clone)]
+pub enum Who {
+    /// A process, blocked in the kernel.
+    Kernel(EventFrame, Arc<OwnedFd>),
+    /// A job of a user; told by message.
+    User(mpsc::Sender<Verdict>),
+}
+
+/// One who waits.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// Who.
+    pub who: Who,
+    /// For which file.
+    pub file: FileRef,
+    /// Since when.
+    pub since: Instant,
+}
+
+/// All who wait in one pool.
+#[derive(Debug, Default)]
+pub struct Waiters {
+    last: AtomicU64,
+    all: Mutex<HashMap<Ticket, Waiting>>,
+}
+
+impl Waiters {
+    fn all(&self) -> MutexGuard<'_, HashMap<Ticket, Waiting>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes somebody in.
+    pub fn add(&self, who: Who, file: FileRef) -> Ticket {
+        let ticket = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.all().insert(ticket, Waiting { who, file, since: Instant::now() });
+        ticket
+    }
+
+    /// Looks somebody up.
+    pub fn get(&self, ticket: Ticket) -> Option<Waiting> {
+        self.all().get(&ticket).cloned()
+    }
+
+    /// Lets somebody go.
+    pub fn remove(&self, ticket: Ticket) -> Option<Waiting> {
+        self.all().remove(&ticket)
+    }
+
+    /// Everybody, longest waiting first.
+    pub fn list(&self) -> Vec<(Ticket, Waiting)> {
+        let mut list: Vec<_> = self.all().iter().map(|(t, w)| (*t, w.clone())).collect();
+        list.sort_by_key(|(_, w)| w.since);
+        list
+    }
+}

@@ -1,0 +1,72 @@
+//! Starting the engine process and noticing its end.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::Ordering;
+
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+use super::protocol::{SOCKET_VARIABLE, ToEngine};
+use super::shared::Shared;
+use crate::sys::message;
+
+/// The present engine process.
+#[derive(Debug)]
+pub(super) struct Engine {
+    child: Child,
+}
+
+impl Engine {
+    /// Starts an engine and greets it. The greeting comes after its process id is known to the
+    /// readers: before that it must not touch a managed file system, because its accesses would
+    /// be sent to itself.
+    pub(super) fn start(shared: &Shared, arguments: &[std::ffi::OsString]) -> io::Result<Self> {
+        let (ours, theirs) = message::pair()?;
+        message::keep_on_exec(&theirs)?;
+        let child = Command::new(Path::new("/proc/self/exe"))
+            .args(arguments)
+            .env(SOCKET_VARIABLE, theirs.as_raw_fd().to_string())
+            .env_remove("NOTIFY_SOCKET")
+            .spawn()?;
+        drop(theirs);
+        shared.engine_pid.store(pid_of(&child), Ordering::SeqCst);
+        shared.pending().forget_sent();
+        ToEngine::Hello.send(&ours, None)?;
+        shared.set_engine(Some(ours));
+        Ok(Self { child })
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        pid_of(&self.child)
+    }
+
+    /// The exit status if the engine has ended. Its process id stays reserved until the
+    /// exemption is withdrawn; only then is it reaped.
+    pub(super) fn ended(&mut self, shared: &Shared) -> io::Result<Option<ExitStatus>> {
+        let Some(pid) = rustix::process::Pid::from_raw(self.pid()) else { return Ok(None) };
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if waitid(WaitId::Pid(pid), look)?.is_none() {
+            return Ok(None);
+        }
+        shared.engine_pid.store(0, Ordering::SeqCst);
+        shared.set_engine(None);
+        self.child.wait().map(Some)
+    }
+
+    pub(super) fn kill(&mut self) {
+        let _ = self.child.kill();
+    }
+
+    pub(super) fn terminate(&self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.pid()) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "process ids are below 2^22")]
+fn pid_of(child: &Child) -> i32 {
+    child.id() as i32
+}

@@ -1,0 +1,223 @@
+//! What holder and engine say to each other: one fixed frame per datagram, both ways, over a
+//! `SOCK_SEQPACKET` socket pair. Both ends are the same binary, so the frame has no version.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::sys::fanotify::{ByteRange, EventMask, Verdict};
+use crate::sys::message;
+
+/// Environment variable that tells the engine its end of the socket pair.
+pub const SOCKET_VARIABLE: &str = "HSM_HOLDER_SOCKET";
+/// Longest name of a group (a pool's name).
+pub const MAX_NAME: usize = 64;
+
+/// An unanswered event, as the engine gets it, together with a descriptor on the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventFrame {
+    /// Identity of the answer.
+    pub id: u64,
+    /// Group that the event came from.
+    pub group: u32,
+    /// What somebody wants to do.
+    pub mask: EventMask,
+    /// Process that waits.
+    pub pid: i32,
+    /// Range, if the kernel told one.
+    pub range: Option<ByteRange>,
+    /// The kernel's own number for the event, in case the holder dies.
+    pub event_fd: i32,
+}
+
+/// From the holder to the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToEngine {
+    /// First message: now the engine may touch managed file systems.
+    Hello,
+    /// The group that was asked for; its descriptor comes along.
+    Group {
+        /// Number of the group in [`EventFrame::group`].
+        group: u32,
+    },
+    /// Somebody waits.
+    Event(EventFrame),
+}
+
+/// From the engine to the holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToHolder {
+    /// Give me the group of this name; make it if there is none.
+    OpenGroup {
+        /// The name, zero-padded.
+        name: [u8; MAX_NAME],
+    },
+    /// The answer to an event.
+    Answer {
+        /// Identity of the event.
+        id: u64,
+        /// What to tell the kernel.
+        verdict: Verdict,
+    },
+    /// The engine serves: tell the service manager.
+    Ready,
+}
+
+const HELLO: u32 = 1;
+const GROUP: u32 = 2;
+const EVENT: u32 = 3;
+const OPEN_GROUP: u32 = 4;
+const ANSWER: u32 = 5;
+const READY: u32 = 6;
+const NO_RANGE: u32 = 0;
+const RANGE: u32 = 1;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct Frame {
+    kind: u32,
+    group: u32,
+    id: u64,
+    mask: u64,
+    offset: u64,
+    count: u64,
+    pid: i32,
+    event_fd: i32,
+    has_range: u32,
+    response: u32,
+    name: [u8; MAX_NAME],
+}
+
+impl Frame {
+    fn new(kind: u32) -> Self {
+        Self { kind, ..Self::zeroed() }
+    }
+}
+
+impl ToEngine {
+    /// Sends this frame without waiting; `WouldBlock` when the engine is behind.
+    pub fn send(self, socket: impl AsFd, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let frame = match self {
+            Self::Hello => Frame::new(HELLO),
+            Self::Group { group } => Frame { group, ..Frame::new(GROUP) },
+            Self::Event(e) => Frame {
+                group: e.group,
+                id: e.id,
+                mask: e.mask.bits(),
+                offset: e.range.map_or(0, |r| r.offset),
+                count: e.range.map_or(0, |r| r.count),
+                pid: e.pid,
+                event_fd: e.event_fd,
+                has_range: if e.range.is_some() { RANGE } else { NO_RANGE },
+                ..Frame::new(EVENT)
+            },
+        };
+        message::send(socket, bytemuck::bytes_of(&frame), fd, false)
+    }
+
+    /// Waits for the next frame. `Ok(None)`: the holder is gone.
+    pub fn receive(socket: impl AsFd) -> io::Result<Option<(Self, Option<OwnedFd>)>> {
+        let Some((f, fd)) = receive(socket, true)? else { return Ok(None) };
+        let message = match f.kind {
+            HELLO => Self::Hello,
+            GROUP => Self::Group { group: f.group },
+            EVENT => Self::Event(EventFrame {
+                id: f.id,
+                group: f.group,
+                mask: EventMask::from_bits_retain(f.mask),
+                pid: f.pid,
+                range: (f.has_range == RANGE)
+                    .then_some(ByteRange { offset: f.offset, count: f.count }),
+                event_fd: f.event_fd,
+            }),
+            other => return Err(unknown(other)),
+        };
+        Ok(Some((message, fd)))
+    }
+}
+
+impl ToHolder {
+    /// Sends this frame, waiting for room.
+    pub fn send(self, socket: impl AsFd) -> io::Result<()> {
+        let frame = match self {
+            Self::OpenGroup { name } => Frame { name, ..Frame::new(OPEN_GROUP) },
+            Self::Answer { id, verdict } => {
+                Frame { id, response: verdict.to_response(), ..Frame::new(ANSWER) }
+            }
+            Self::Ready => Frame::new(READY),
+        };
+        message::send(socket, bytemuck::bytes_of(&frame), None, true)
+    }
+
+    /// The next frame if there is one (`WouldBlock`). `Ok(None)`: the engine is gone.
+    pub fn receive(socket: impl AsFd) -> io::Result<Option<Self>> {
+        let Some((f, _)) = receive(socket, false)? else { return Ok(None) };
+        Ok(Some(match f.kind {
+            OPEN_GROUP => Self::OpenGroup { name: f.name },
+            ANSWER => Self::Answer { id: f.id, verdict: Verdict::from_response(f.response) },
+            READY => Self::Ready,
+            other => return Err(unknown(other)),
+        }))
+    }
+}
+
+/// A group's name as it is sent.
+pub fn group_name(name: &str) -> io::Result<[u8; MAX_NAME]> {
+    let mut padded = [0; MAX_NAME];
+    padded
+        .get_mut(..name.len())
+        .ok_or_else(|| io::Error::other("a group's name is too long"))?
+        .copy_from_slice(name.as_bytes());
+    Ok(padded)
+}
+
+fn receive(socket: impl AsFd, block: bool) -> io::Result<Option<(Frame, Option<OwnedFd>)>> {
+    let mut buf = [0u8; size_of::<Frame>()];
+    match message::receive(socket, &mut buf, block)? {
+        (0, _) => Ok(None),
+        (n, fd) if n == buf.len() => Ok(Some((bytemuck::pod_read_unaligned(&buf), fd))),
+        (n, _) => Err(io::Error::other(format!("frame of {n} bytes, {} expected", buf.len()))),
+    }
+}
+
+fn unknown(kind: u32) -> io::Error {
+    io::Error::other(format!("unknown frame {kind}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_arrive_as_sent() {
+        let (a, b) = message::pair().unwrap();
+        let event = EventFrame {
+            id: u64::MAX - 1,
+            group: 3,
+            mask: EventMask::OPEN_PERM,
+            pid: 42,
+            range: Some(ByteRange { offset: 1 << 40, count: 0 }),
+            event_fd: 17,
+        };
+        for m in [ToEngine::Hello, ToEngine::Group { group: 9 }, ToEngine::Event(event)] {
+            let file = std::fs::File::open("/dev/null").unwrap();
+            m.send(&a, Some(file.as_fd())).unwrap();
+            let (got, fd) = ToEngine::receive(&b).unwrap().unwrap();
+            assert_eq!(got, m);
+            assert!(fd.is_some());
+        }
+        for m in [
+            ToHolder::OpenGroup { name: group_name("media").unwrap() },
+            ToHolder::Answer { id: 7, verdict: Verdict::Deny(libc::EIO) },
+            ToHolder::Answer { id: 8, verdict: Verdict::Allow },
+            ToHolder::Ready,
+        ] {
+            m.send(&b).unwrap();
+            assert_eq!(ToHolder::receive(&a).unwrap(), Some(m));
+        }
+        assert!(group_name(&"x".repeat(65)).is_err());
+        drop(b);
+        assert_eq!(ToHolder::receive(&a).unwrap(), None);
+    }
+}

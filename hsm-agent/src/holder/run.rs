@@ -1,0 +1,294 @@
+//! The holder's main loop: signals, the engine's messages, starting the engine again.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+
+use super::engine::Engine;
+use super::protocol::{ToEngine, ToHolder};
+use super::reader;
+use super::shared::Shared;
+use crate::sys::fanotify::{Class, Group, GroupOptions};
+use crate::sys::process::raise_descriptor_limit;
+use crate::sys::signal::SignalFd;
+
+/// How long a stopping engine may take to answer what waits before it is killed.
+const STOP_GRACE: Duration = Duration::from_secs(30);
+/// Accesses wait this long for an engine that does not come back; then they are denied.
+const NO_ENGINE_LIMIT: Duration = Duration::from_secs(60);
+/// Longest pause between two attempts to start the engine.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Descriptors that are not for waiting accesses.
+const SPARE_DESCRIPTORS: u64 = 64;
+/// Most accesses that may wait at once, whatever the descriptor limit is.
+const MAX_WAITING: u64 = 262_144;
+
+/// Why the agent could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum HolderError {
+    /// A system call that the holder cannot do without.
+    #[error("the agent cannot {what}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> HolderError {
+    move |source| HolderError::System { what, source }
+}
+
+/// Runs the agent until it is told to stop (SIGTERM, SIGINT). `arguments` start the engine.
+/// Returns the engine's exit code if it gave up before it ever served, otherwise 0.
+pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
+    let signals = SignalFd::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD], true)
+        .map_err(system("receive signals"))?;
+    let room = raise_descriptor_limit().saturating_sub(SPARE_DESCRIPTORS).min(MAX_WAITING);
+    let shared = Arc::new(Shared::new(room as usize).map_err(system("make an eventfd"))?);
+    let engine = Engine::start(&shared, arguments).map_err(system("start its engine"))?;
+    let mut holder = Holder {
+        shared,
+        arguments,
+        engine: Some(engine),
+        served: false,
+        stopping: None,
+        restart: Restart::default(),
+    };
+    let code = holder.main_loop(&signals)?;
+    holder.leave();
+    Ok(code)
+}
+
+#[derive(Debug, Default)]
+struct Restart {
+    at: Option<Instant>,
+    backoff: Duration,
+    without_engine_since: Option<Instant>,
+}
+
+struct Holder<'a> {
+    shared: Arc<Shared>,
+    arguments: &'a [OsString],
+    engine: Option<Engine>,
+    served: bool,
+    stopping: Option<Instant>,
+    restart: Restart,
+}
+
+impl Holder<'_> {
+    fn main_loop(&mut self, signals: &SignalFd) -> Result<i32, HolderError> {
+        loop {
+            self.wait(signals).map_err(system("wait for events"))?;
+            while let Ok(signal) = signals.read() {
+                if signal.number != libc::SIGCHLD {
+                    self.stop();
+                }
+            }
+            self.engine_messages();
+            if let Some(status) = self.engine_end().map_err(system("wait for its engine"))? {
+                let code = status.code().unwrap_or(1);
+                if self.stopping.is_some() {
+                    return Ok(0);
+                }
+                if !self.served {
+                    return Ok(if code == 0 { 1 } else { code });
+                }
+                self.schedule_restart(status);
+            }
+            self.timers();
+        }
+    }
+
+    fn wait(&self, signals: &SignalFd) -> io::Result<()> {
+        let engine = self.shared.engine();
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.shared.wake.as_fd(), PollFlags::IN),
+        ];
+        if let Some(engine) = &engine {
+            let mut want = PollFlags::IN;
+            if self.shared.pending().has_unsent() {
+                want |= PollFlags::OUT;
+            }
+            fds.push(PollFd::from_borrowed_fd(engine.as_fd(), want));
+        }
+        let timeout = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let mut count = [0u8; 8];
+        let _ = rustix::io::read(&self.shared.wake, &mut count);
+        Ok(())
+    }
+
+    fn engine_messages(&mut self) {
+        let Some(engine) = self.shared.engine() else { return };
+        loop {
+            match ToHolder::receive(&*engine) {
+                Ok(Some(ToHolder::Answer { id, verdict })) => {
+                    let event = self.shared.pending().remove(id);
+                    match event {
+                        Some(event) => self.shared.answer(event, verdict),
+                        None => tracing::warn!(id, "the engine answered an event that nobody has"),
+                    }
+                }
+                Ok(Some(ToHolder::OpenGroup { name })) => self.open_group(&name, &engine),
+                Ok(Some(ToHolder::Ready)) => self.ready(),
+                // Its end is noticed by SIGCHLD.
+                Ok(None) => {
+                    self.shared.set_engine(None);
+                    break;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    tracing::error!(%error, "message of the engine not understood");
+                    break;
+                }
+            }
+        }
+        self.shared.send_pending();
+    }
+
+    fn open_group(&self, name: &[u8], engine: &impl AsFd) {
+        let text = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+        let known = self.shared.groups().iter().position(|(n, _)| *n == text);
+        let number = match known {
+            Some(number) => number,
+            None => match self.make_group(text) {
+                Ok(number) => number,
+                Err(error) => {
+                    tracing::error!(%error, "no fanotify group");
+                    return;
+                }
+            },
+        };
+        let group = Arc::clone(&self.shared.groups()[number].1);
+        let reply = ToEngine::Group { group: number as u32 };
+        if let Err(error) = reply.send(engine, Some(group.as_fd())) {
+            tracing::error!(%error, "the group could not be handed over");
+        }
+    }
+
+    fn make_group(&self, name: String) -> io::Result<usize> {
+        let group =
+            Arc::new(Group::new(GroupOptions { class: Class::PreContent, nonblock: false })?);
+        let mut groups = self.shared.groups();
+        groups.push((name, Arc::clone(&group)));
+        let number = groups.len() - 1;
+        drop(groups);
+        reader::start(&self.shared, number as u32, &group)?;
+        Ok(number)
+    }
+
+    fn ready(&mut self) {
+        self.restart = Restart::default();
+        self.shared.denying.store(false, Ordering::SeqCst);
+        if !self.served {
+            tracing::info!("ready");
+        }
+        self.served = true;
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::debug!(%error, "no service manager to tell");
+        }
+    }
+
+    fn engine_end(&mut self) -> io::Result<Option<ExitStatus>> {
+        let Some(engine) = &mut self.engine else { return Ok(None) };
+        let ended = engine.ended(&self.shared)?;
+        if ended.is_some() {
+            self.engine = None;
+        }
+        Ok(ended)
+    }
+
+    fn schedule_restart(&mut self, status: ExitStatus) {
+        let waiting = self.shared.pending().len();
+        tracing::error!(%status, waiting, "the engine ended; it is started again");
+        let now = Instant::now();
+        self.restart.without_engine_since.get_or_insert(now);
+        self.restart.at = Some(now + self.restart.backoff);
+        let next = (self.restart.backoff * 2).max(Duration::from_millis(50));
+        self.restart.backoff = next.min(MAX_BACKOFF);
+    }
+
+    fn timers(&mut self) {
+        let now = Instant::now();
+        if self.restart.at.is_some_and(|at| at <= now) && self.stopping.is_none() {
+            self.restart.at = None;
+            match Engine::start(&self.shared, self.arguments) {
+                Ok(engine) => self.engine = Some(engine),
+                Err(error) => {
+                    tracing::error!(%error, "the engine could not be started");
+                    self.restart.at = Some(now + MAX_BACKOFF);
+                }
+            }
+        }
+        let absent = self.restart.without_engine_since;
+        if absent.is_some_and(|since| now - since > NO_ENGINE_LIMIT) && !self.shared.is_denying() {
+            self.shared.denying.store(true, Ordering::SeqCst);
+            self.shared.deny_all(libc::EAGAIN);
+        }
+        if self.stopping.is_some_and(|since| now - since > STOP_GRACE)
+            && let Some(engine) = &mut self.engine
+        {
+            tracing::error!("the engine does not stop; killing it");
+            engine.kill();
+        }
+    }
+
+    fn stop(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        tracing::info!("stopping");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        self.stopping = Some(Instant::now());
+        match &self.engine {
+            Some(engine) => engine.terminate(),
+            // Between two engines: the next one is not started any more.
+            None => std::process::exit({
+                self.leave();
+                0
+            }),
+        }
+    }
+
+    /// Ends the watch without letting anybody through: first no new event can come into being,
+    /// then whatever has been queued is denied, and only then the group goes (the kernel allows
+    /// what waits in a group that is closed).
+    fn leave(&self) {
+        self.shared.denying.store(true, Ordering::SeqCst);
+        self.shared.deny_all(libc::EAGAIN);
+        for (name, group) in self.shared.groups().iter() {
+            if let Err(error) = group.flush_filesystem_marks() {
+                tracing::error!(%error, name, "the watch could not be ended");
+            }
+            if let Err(error) = drain(&self.shared, group) {
+                tracing::error!(%error, name, "the event queue could not be emptied");
+            }
+        }
+        self.shared.deny_all(libc::EAGAIN);
+    }
+}
+
+/// Waits until the reader threads have emptied the queue (they deny by now).
+fn drain(shared: &Shared, group: &Group) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while rustix::io::ioctl_fionread(group)? > 0 && Instant::now() < deadline {
+        shared.deny_all(libc::EAGAIN);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // A reader may be between its read and its answer.
+    std::thread::sleep(Duration::from_millis(20));
+    Ok(())
+}

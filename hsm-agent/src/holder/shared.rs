@@ -1,0 +1,115 @@
+//! State that the holder's threads share.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::pending::{Pending, Unanswered};
+use super::protocol::ToEngine;
+use crate::sys::fanotify::{Group, Verdict};
+
+/// What readers, main loop and engine starter have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) pending: Mutex<Pending>,
+    pub(super) groups: Mutex<Vec<(String, Arc<Group>)>>,
+    /// Our end of the socket pair with the present engine.
+    pub(super) engine: Mutex<Option<Arc<OwnedFd>>>,
+    /// Process id of the present engine; 0: there is none, nobody is exempt.
+    pub(super) engine_pid: AtomicI32,
+    /// Deny instead of queueing: the agent is stopping, or has had no engine for too long.
+    pub(super) denying: AtomicBool,
+    /// Wakes the main loop.
+    pub(super) wake: OwnedFd,
+    /// Unanswered events that the descriptor limit has room for.
+    pub(super) capacity: usize,
+}
+
+impl Shared {
+    pub(super) fn new(capacity: usize) -> io::Result<Self> {
+        Ok(Self {
+            pending: Mutex::default(),
+            groups: Mutex::default(),
+            engine: Mutex::default(),
+            engine_pid: AtomicI32::new(0),
+            denying: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            capacity,
+        })
+    }
+
+    pub(super) fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn groups(&self) -> MutexGuard<'_, Vec<(String, Arc<Group>)>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn engine(&self) -> Option<Arc<OwnedFd>> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_engine(&self, socket: Option<OwnedFd>) {
+        *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = socket.map(Arc::new);
+    }
+
+    /// Tells the engine what it has not been told, as far as the socket has room. The rest is
+    /// sent when the main loop sees room.
+    pub(super) fn send_pending(&self) {
+        let Some(engine) = self.engine() else { return };
+        let mut pending = self.pending();
+        while let Some(event) = pending.next_unsent() {
+            match ToEngine::Event(event.frame).send(&*engine, Some(event.fd.as_fd())) {
+                Ok(()) => pending.sent(),
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        // ETOOMANYREFS passes with time; a dead engine is replaced.
+                        tracing::debug!(%error, "event not handed over yet");
+                    }
+                    break;
+                }
+            }
+        }
+        if pending.has_unsent() {
+            drop(pending);
+            self.wake_main_loop();
+        }
+    }
+
+    pub(super) fn wake_main_loop(&self) {
+        // A full counter wakes as well.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Answers and only then closes the event's descriptor.
+    pub(super) fn answer(&self, event: Unanswered, verdict: Verdict) {
+        let group = self.groups().get(event.frame.group as usize).map(|(_, g)| Arc::clone(g));
+        let result = match group {
+            Some(group) => group.answer(event.frame.event_fd, verdict),
+            None => Err(io::Error::other("no such group")),
+        };
+        match result {
+            Ok(()) => {}
+            // The waiter was killed.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::error!(%error, pid = event.frame.pid, "answer not taken"),
+        }
+    }
+
+    /// Denies everything that waits.
+    pub(super) fn deny_all(&self, errno: i32) {
+        let waiting = self.pending().drain();
+        if !waiting.is_empty() {
+            tracing::warn!(count = waiting.len(), errno, "denying all waiting accesses");
+        }
+        waiting.into_iter().for_each(|e| self.answer(e, Verdict::Deny(errno)));
+    }
+
+    pub(super) fn is_denying(&self) -> bool {
+        self.denying.load(Ordering::SeqCst)
+    }
+}

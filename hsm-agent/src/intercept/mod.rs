@@ -1,0 +1,47 @@
+//! Making accesses to offline files reach the agent: one trait, one implementation per tier.
+//!
+//! What every tier promises: from [`Interceptor::watch`] on, nobody but the agent opens the file
+//! without the agent's answer; after [`Interceptor::pass_over`] the kernel may let accesses go on
+//! by itself. `pass_over` is called only while the file is known to be online and no release of
+//! it can start; a release calls `watch` before it takes its lease.
+
+mod user_filter;
+
+use std::fmt;
+use std::io;
+
+use crate::sys::fanotify::MarkTarget;
+
+pub use user_filter::UserFilter;
+
+/// How accesses are told apart, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// Stock kernel, 6.14 or newer: every first open of an inode asks the agent, which then tells
+    /// the kernel to pass over it as long as it stays in memory.
+    UserFilter,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UserFilter => "user-filter",
+        })
+    }
+}
+
+/// The part that makes accesses to offline files reach the agent.
+pub trait Interceptor: Send + Sync + fmt::Debug {
+    /// Which one this is.
+    fn tier(&self) -> Tier;
+
+    /// Begins to watch the file system. May be called again on a watched one: it then also drops
+    /// every earlier [`Self::pass_over`].
+    fn attach(&self) -> io::Result<()>;
+
+    /// The file is online: the kernel need not ask any more.
+    fn pass_over(&self, file: MarkTarget<'_>) -> io::Result<()>;
+
+    /// The kernel must ask about this file from now on.
+    fn watch(&self, file: MarkTarget<'_>) -> io::Result<()>;
+}

@@ -1,0 +1,105 @@
+//! Why a recall failed, and what the reader is told.
+
+use std::io;
+
+use crate::control::types::Reason;
+use crate::marker::InodeError;
+use crate::store::StoreError;
+
+/// A recall did not bring the data back. The file stays offline.
+#[derive(Debug, thiserror::Error)]
+pub enum RecallError {
+    /// The store does not have it, or not now, or not whole.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Marker, record or map.
+    #[error(transparent)]
+    Inode(#[from] InodeError),
+    /// The file system would not take the data.
+    #[error("{what}: {source}")]
+    Local {
+        /// What was attempted.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The object belongs to another file or version than the marker says.
+    #[error("object {object} holds {found} bytes, the marker says {expected}")]
+    Mismatch {
+        /// The object.
+        object: crate::core::ObjectId,
+        /// Size in the object's manifest.
+        found: u64,
+        /// Size in the marker.
+        expected: u64,
+    },
+    /// Somebody changed the file's size past the watch (a truncate that was already on its way
+    /// when the file was released). Which bytes are right is not known any more.
+    #[error(
+        "the file's size changed from {expected} to {found} bytes while it was offline; \
+         `hsm recall` cannot tell which bytes are right. The object in the store is untouched"
+    )]
+    SizeChanged {
+        /// Size of the inode now.
+        found: u64,
+        /// Size in the marker.
+        expected: u64,
+    },
+    /// The deadline passed.
+    #[error("not recalled within the deadline")]
+    Deadline,
+    /// The agent is stopping.
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// Names what failed, for `map_err` on system calls.
+pub(super) fn local(what: &'static str) -> impl FnOnce(io::Error) -> RecallError {
+    move |source| RecallError::Local { what, source }
+}
+
+impl RecallError {
+    /// What the reader gets. The table of the design: a bad or missing object is EIO, no room
+    /// ENOSPC, quota EDQUOT, and what may pass with time EAGAIN.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Store(StoreError::Unavailable { .. }) | Self::Deadline | Self::Stopping => {
+                libc::EAGAIN
+            }
+            Self::Store(_)
+            | Self::Inode(_)
+            | Self::Mismatch { .. }
+            | Self::SizeChanged { .. } => libc::EIO,
+            Self::Local { source, .. } => match source.raw_os_error() {
+                Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
+                _ => libc::EIO,
+            },
+        }
+    }
+
+    /// The code in reports.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Store(e) => store_reason(e),
+            Self::Inode(InodeError::Io { .. }) => Reason::Io,
+            Self::Inode(_) => Reason::UnreadableMarker,
+            Self::Local { source, .. } => Reason::of_io(source),
+            Self::Mismatch { .. } => Reason::ObjectCorrupt,
+            Self::SizeChanged { .. } => Reason::Changed,
+            Self::Deadline => Reason::Timeout,
+            Self::Stopping => Reason::Interrupted,
+        }
+    }
+}
+
+/// The code in reports of a store's error.
+pub fn store_reason(error: &StoreError) -> Reason {
+    match error {
+        StoreError::NotFound { .. } => Reason::ObjectMissing,
+        StoreError::Corrupt { .. } => Reason::ObjectCorrupt,
+        StoreError::Unavailable { .. } => Reason::StoreUnavailable,
+        StoreError::Full { .. } => Reason::NoSpace,
+        StoreError::Denied { .. } => Reason::Permission,
+        StoreError::Invalid { .. } | StoreError::Failed { .. } => Reason::Io,
+    }
+}

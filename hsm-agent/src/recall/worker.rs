@@ -1,0 +1,240 @@
+//! Carries out one recall, on a thread that may block.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use super::error::{RecallError, local};
+use super::plan;
+use super::settle::Settle;
+use crate::core::{Recalled, Want};
+use crate::daemon::pool::{FileRef, Pool};
+use crate::marker::{InodeFd, Marker, MarkerState, ResidencyMap};
+use crate::store::StoreError;
+use crate::store::object::{Chunk, ObjectReader};
+use crate::sys::inode::Stat;
+use crate::sys::{inode, lease, space};
+
+/// One recall to do.
+#[derive(Debug)]
+pub struct Recall {
+    /// Which file.
+    pub file: FileRef,
+    /// How much of it.
+    pub want: Want,
+    /// When to give up.
+    pub deadline: Instant,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct RecallOutcome {
+    /// For the state machine.
+    pub recalled: Recalled,
+    /// The file's data is in place and waits for its sync.
+    pub settle: Option<Settle>,
+    /// Bytes that were written.
+    pub bytes: u64,
+}
+
+/// Brings the data back. On error the file is as offline as before.
+pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
+    let path = pool.open_path(&job.file).map_err(local("the file cannot be opened"))?;
+    let Some(marker) = pool.attributes.marker(InodeFd::Path(path.as_fd()))? else {
+        return Ok(RecallOutcome { recalled: Recalled::Complete, settle: None, bytes: 0 });
+    };
+    let before = inode::stat(&path).map_err(local("the file cannot be examined"))?;
+    if before.size != marker.size {
+        return Err(RecallError::SizeChanged { found: before.size, expected: marker.size });
+    }
+    let object = open_object(pool, &marker)?;
+    let map = pool.attributes.map(InodeFd::Path(path.as_fd()), &marker)?;
+    let fd = pool.open_invisible(path.as_fd()).map_err(local("the file cannot be written"))?;
+    let chunks = plan::chunks(object.manifest(), &map, &job.want);
+    let filling = Filling { pool, object: &object, fd: fd.as_fd(), deadline: job.deadline };
+    let bytes = match filling.run(&chunks) {
+        Ok(bytes) => bytes,
+        Err(e) => {
+            take_back(&fd, &object, &chunks, &before);
+            return Err(e);
+        }
+    };
+    inode::restore_times(&fd, &before).map_err(local("the times cannot be restored"))?;
+    match &job.want {
+        Want::Range(_) => partial(pool, job, &marker, map, fd, path, bytes),
+        Want::Whole => whole(pool, job, fd, path, bytes),
+    }
+}
+
+/// Opens the object and checks that it is the one that the marker means.
+fn open_object(pool: &Pool, marker: &Marker) -> Result<ObjectReader, RecallError> {
+    let store = || Arc::clone(&pool.store);
+    let object = match ObjectReader::open_blocking(store(), marker.object) {
+        // One attempt without a runtime; what may pass with time is retried by the async side.
+        Some(Err(e)) if e.is_retryable() => {
+            pool.runtime.block_on(ObjectReader::open(store(), marker.object))?
+        }
+        Some(result) => result?,
+        None => pool.runtime.block_on(ObjectReader::open(store(), marker.object))?,
+    };
+    let manifest = object.manifest();
+    if manifest.size != marker.size || manifest.chunk_shift != marker.chunk_shift {
+        return Err(RecallError::Mismatch {
+            object: marker.object,
+            found: manifest.size,
+            expected: marker.size,
+        });
+    }
+    Ok(object)
+}
+
+/// Fetches, verifies and writes chunks.
+struct Filling<'a> {
+    pool: &'a Pool,
+    object: &'a ObjectReader,
+    fd: BorrowedFd<'a>,
+    deadline: Instant,
+}
+
+impl Filling<'_> {
+    /// All chunks, a few at a time. Returns the bytes written.
+    fn run(&self, chunks: &[u64]) -> Result<u64, RecallError> {
+        let threads = self.pool.recall_parallel.min(chunks.len());
+        if threads <= 1 {
+            return chunks.iter().map(|i| self.one(*i)).sum();
+        }
+        let next = AtomicUsize::new(0);
+        let stop = AtomicBool::new(false);
+        let written = AtomicU64::new(0);
+        let work = || -> Result<(), RecallError> {
+            while let Some(index) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let bytes = self.one(*index).inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
+                written.fetch_add(bytes, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mine = work();
+            others.into_iter().fold(mine, |result, thread| {
+                let theirs = thread.join().unwrap_or(Err(RecallError::Local {
+                    what: "a recall thread died",
+                    source: std::io::ErrorKind::Other.into(),
+                }));
+                result.and(theirs)
+            })
+        })?;
+        Ok(written.into_inner())
+    }
+
+    fn one(&self, index: u64) -> Result<u64, RecallError> {
+        if Instant::now() > self.deadline {
+            return Err(RecallError::Deadline);
+        }
+        let _share = self.pool.budget.take(1 << self.object.manifest().chunk_shift);
+        let Chunk::Data(plain) = self.fetch(index)? else { return Ok(0) };
+        let mut bytes = 0;
+        for (offset, piece) in plan::pieces(self.object.manifest(), index) {
+            // The manifest was validated: pieces lie inside the chunk.
+            let Some(piece) = plain.get(piece) else { continue };
+            write_all_at(self.fd, piece, offset).map_err(local("the data cannot be written"))?;
+            bytes += piece.len() as u64;
+        }
+        Ok(bytes)
+    }
+
+    fn fetch(&self, index: u64) -> Result<Chunk, StoreError> {
+        let asynchronous = || self.pool.runtime.block_on(self.object.chunk(index));
+        if self.pool.store.blocking().is_none() {
+            return asynchronous();
+        }
+        match self.object.chunk_blocking(index) {
+            Err(e) if e.is_retryable() => asynchronous(),
+            result => result,
+        }
+    }
+}
+
+fn write_all_at(fd: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match rustix::io::pwrite(fd, &bytes[done..], offset + done as u64) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(n) => done += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Frees what a failed recall has written: it counts for nothing, and room may be what is short.
+fn take_back(fd: &OwnedFd, object: &ObjectReader, chunks: &[u64], before: &Stat) {
+    for range in chunks.iter().filter_map(|i| object.manifest().chunk_range(*i)) {
+        if let Err(error) = space::punch(fd, range) {
+            tracing::debug!(%error, "a failed recall leaves data behind");
+            break;
+        }
+    }
+    let _ = inode::restore_times(fd, before);
+}
+
+/// All data is there. If nobody can be writing, readers may go on before it is durable.
+fn whole(
+    pool: &Pool,
+    job: &Recall,
+    fd: OwnedFd,
+    path: OwnedFd,
+    bytes: u64,
+) -> Result<RecallOutcome, RecallError> {
+    let reader = match &job.file.event {
+        Some(event) => Arc::clone(event),
+        None => Arc::new(
+            inode::reopen(path.as_fd(), rustix::fs::OFlags::RDONLY)
+                .map_err(local("the file cannot be opened"))?,
+        ),
+    };
+    // Our own writable descriptor would count as a writer.
+    drop(fd);
+    let settle = Settle { file: job.file.clone(), lease: reader, path };
+    // From here on a writer has to wait in the kernel until the lease goes, which is after the
+    // marker. Writers who are past that point already make it fail.
+    let alone = lease::set(settle.lease.as_fd(), lease::LeaseKind::Read).unwrap_or(false);
+    if alone {
+        return Ok(RecallOutcome { recalled: Recalled::Settling, settle: Some(settle), bytes });
+    }
+    settle.make_durable().map_err(local("the data cannot be made durable"))?;
+    settle.clear(pool)?;
+    Ok(RecallOutcome { recalled: Recalled::Complete, settle: None, bytes })
+}
+
+/// Some chunks are there: durable first, then their bits, then the readers.
+fn partial(
+    pool: &Pool,
+    job: &Recall,
+    marker: &Marker,
+    mut map: ResidencyMap,
+    fd: OwnedFd,
+    path: OwnedFd,
+    bytes: u64,
+) -> Result<RecallOutcome, RecallError> {
+    let covered = plan::covered(marker.size, marker.chunk_shift, &job.want);
+    let first = (covered.start >> marker.chunk_shift) as u32;
+    let last = (covered.end.min(marker.size).div_ceil(1 << marker.chunk_shift)) as u32;
+    map.set_range(first..last);
+    if map.is_complete() {
+        return whole(pool, job, fd, path, bytes);
+    }
+    rustix::fs::fdatasync(&fd).map_err(|e| local("the data cannot be made durable")(e.into()))?;
+    // A crash here leaves resident chunks that the map does not know: they are recalled again.
+    let open = InodeFd::Open(fd.as_fd());
+    pool.attributes.set_map(open, &map)?;
+    if marker.state != MarkerState::Partial {
+        pool.attributes.set_marker(open, &Marker { state: MarkerState::Partial, ..*marker })?;
+    }
+    Ok(RecallOutcome { recalled: Recalled::Partial(covered), settle: None, bytes })
+}

@@ -1,0 +1,200 @@
+//! A store in a local directory.
+//!
+//! ```text
+//! root/00 … root/ff    fan-out directories, made when first needed
+//! root/00/1122…        one object each
+//! root/tmp/…           objects that are being written
+//! ```
+//!
+//! An object is written under `tmp/` and renamed to its place: one open, one write, one rename and
+//! no fsync per object. What a crash leaves in `tmp/` is removed at a later open when it is a day
+//! old. Durability is bought in bulk by [`Store::flush`]: one `syncfs` for everything before it
+//! (`barrier`). Why not `object_store`'s local backend: `docs/adr/0001-local-store.md`.
+//!
+//! The async operations hop to a blocking thread, so that a slow disk or a dead NFS server stalls
+//! no runtime thread and a deadline can still fire; [`Store::blocking`] is the way without the hop.
+
+mod barrier;
+mod dir;
+mod errno;
+mod sink;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::error::cause;
+use super::{
+    BlockingSink, BlockingStore, ObjectKey, ObjectSink, ObjectStat, Result, Store, StoreError,
+    Subject, Tail,
+};
+use dir::Dir;
+use sink::LocalSink;
+
+/// Objects as files below a directory. Clones share the open directory.
+#[derive(Debug, Clone)]
+pub struct LocalStore {
+    dir: Arc<Dir>,
+    path: PathBuf,
+}
+
+/// Listing stops reading directories while this many results wait for their reader.
+const LIST_AHEAD: usize = 256;
+
+impl LocalStore {
+    /// Opens the store in the directory `path`, which must exist: a store whose file system is not
+    /// mounted should be an error, not a new store below the mount point.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self { dir: Arc::new(Dir::open(path)?), path: path.to_owned() })
+    }
+
+    /// The store's directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `f` where blocking is allowed.
+    async fn hop<T, F>(&self, subject: impl Into<Subject>, f: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Dir) -> Result<T> + Send + 'static,
+    {
+        let dir = self.dir.clone();
+        hop(subject.into(), move || f(&dir)).await
+    }
+}
+
+/// Runs `f` on a blocking thread; its panic or a shutdown of the runtime becomes an error.
+async fn hop<T: Send + 'static>(
+    subject: Subject,
+    f: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(result) => result,
+        Err(e) => Err(StoreError::Failed { subject, source: cause(e) }),
+    }
+}
+
+#[async_trait]
+impl Store for LocalStore {
+    async fn put(&self, key: &ObjectKey, body: Bytes) -> Result<()> {
+        let key = *key;
+        self.hop(&key, move |dir| dir.put(&key, &body)).await
+    }
+
+    async fn writer(&self, key: &ObjectKey) -> Result<Box<dyn ObjectSink>> {
+        let (key, dir) = (*key, self.dir.clone());
+        let sink = hop((&key).into(), move || LocalSink::create(dir, key)).await?;
+        Ok(Box::new(AsyncSink { key, sink: Some(sink) }))
+    }
+
+    async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> Result<Bytes> {
+        let key = *key;
+        self.hop(&key, move |dir| dir.get_range(&key, range)).await
+    }
+
+    async fn get_tail(&self, key: &ObjectKey, n: u64) -> Result<Tail> {
+        let key = *key;
+        self.hop(&key, move |dir| dir.get_tail(&key, n)).await
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<ObjectStat> {
+        let key = *key;
+        self.hop(&key, move |dir| dir.head(&key)).await
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<()> {
+        let key = *key;
+        self.hop(&key, move |dir| dir.delete(&key)).await
+    }
+
+    fn list(&self) -> BoxStream<'static, Result<ObjectStat>> {
+        let dir = self.dir.clone();
+        let (tx, rx) = tokio::sync::mpsc::channel(LIST_AHEAD);
+        // Ends by itself when the receiver is dropped.
+        tokio::task::spawn_blocking(move || dir.list(&mut |item| tx.blocking_send(item).is_ok()));
+        ReceiverStream::new(rx).boxed()
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.hop(Subject::Store, Dir::flush).await
+    }
+
+    async fn check(&self) -> Result<()> {
+        self.hop(Subject::Store, Dir::check).await
+    }
+
+    fn blocking(&self) -> Option<&dyn BlockingStore> {
+        Some(&self.dir)
+    }
+}
+
+/// On the shared directory and not on [`LocalStore`], whose methods of these names are async.
+impl BlockingStore for Arc<Dir> {
+    fn put(&self, key: &ObjectKey, body: &[u8]) -> Result<()> {
+        Dir::put(self, key, body)
+    }
+
+    fn writer(&self, key: &ObjectKey) -> Result<Box<dyn BlockingSink>> {
+        Ok(Box::new(LocalSink::create(self.clone(), *key)?))
+    }
+
+    fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> Result<Bytes> {
+        Dir::get_range(self, key, range)
+    }
+
+    fn get_tail(&self, key: &ObjectKey, n: u64) -> Result<Tail> {
+        Dir::get_tail(self, key, n)
+    }
+
+    fn delete(&self, key: &ObjectKey) -> Result<()> {
+        Dir::delete(self, key)
+    }
+
+    fn flush(&self) -> Result<()> {
+        Dir::flush(self)
+    }
+}
+
+/// The sink with a hop per write. `sink` is away while a write runs; a write that was cancelled
+/// half-way leaves `None`, and nothing can be finished any more.
+struct AsyncSink {
+    key: ObjectKey,
+    sink: Option<LocalSink>,
+}
+
+impl AsyncSink {
+    fn take(&mut self) -> Result<LocalSink> {
+        let gone = || StoreError::invalid(&self.key, "a write to this object has failed before");
+        self.sink.take().ok_or_else(gone)
+    }
+}
+
+#[async_trait]
+impl ObjectSink for AsyncSink {
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        let mut sink = self.take()?;
+        let write = move || sink.write(&bytes).map(|()| sink);
+        self.sink = Some(hop((&self.key).into(), write).await?);
+        Ok(())
+    }
+
+    async fn finish(mut self: Box<Self>) -> Result<()> {
+        let sink = self.take()?;
+        hop((&self.key).into(), move || Box::new(sink).finish()).await
+    }
+
+    async fn abort(mut self: Box<Self>) -> Result<()> {
+        drop(self.sink.take());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+use std::os::unix::fs::{FileExt, symlink};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::core::ObjectId;
+use crate::store::conformance;
+
+fn store() -> (tempfile::TempDir, LocalStore) {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = LocalStore::open(dir.path()).expect("open");
+    (dir, store)
+}
+
+fn key() -> ObjectKey {
+    ObjectKey::new(ObjectId::random())
+}
+
+fn names(path: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(path).expect("read_dir");
+    entries.map(|e| e.expect("entry").file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[tokio::test]
+async fn conforms() {
+    let (dir, store) = store();
+    conformance::run(Arc::new(store)).await;
+    assert_eq!(names(&dir.path().join("tmp")), [""; 0], "temporary files are left");
+}
+
+#[test]
+fn a_directory_that_is_missing_is_not_made() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let opened = LocalStore::open(&dir.path().join("not-mounted"));
+    assert!(matches!(opened, Err(StoreError::NotFound { .. })), "{opened:?}");
+    std::fs::write(dir.path().join("file"), "").expect("write");
+    LocalStore::open(&dir.path().join("file")).expect_err("a file is no store");
+}
+
+#[test]
+fn symbolic_links_in_the_store_are_not_followed() {
+    let (dir, store) = store();
+    let outside = tempfile::tempdir().expect("tempdir");
+    let key = key();
+    let object = dir.path().join(key.to_string());
+    symlink(outside.path(), object.parent().expect("parent")).expect("symlink of a directory");
+    store.dir.put(&key, b"x").expect_err("put through a link");
+    std::fs::write(outside.path().join(key.file_name()), "outside").expect("write");
+    let read = store.dir.get_tail(&key, 10);
+    assert!(matches!(read, Err(StoreError::Denied { .. } | StoreError::Failed { .. })), "{read:?}");
+    assert_eq!(names(outside.path()), [key.file_name()]);
+
+    std::fs::remove_file(object.parent().expect("parent")).expect("remove link");
+    std::fs::create_dir(object.parent().expect("parent")).expect("mkdir");
+    symlink(outside.path().join(key.file_name()), &object).expect("symlink of an object");
+    let read = store.dir.get_tail(&key, 10);
+    assert!(matches!(read, Err(StoreError::Denied { .. })), "{read:?}");
+}
+
+#[test]
+fn old_leftovers_are_swept_at_open_and_young_ones_kept() {
+    let (dir, _) = store();
+    let temp = dir.path().join("tmp");
+    for (name, age) in [("old", 25), ("young", 23)] {
+        let file = std::fs::File::create(temp.join(name)).expect("create");
+        let then = SystemTime::now() - Duration::from_secs(age * 3600);
+        file.set_modified(then).expect("set_modified");
+    }
+    LocalStore::open(dir.path()).expect("open again");
+    assert_eq!(names(&temp), ["young"]);
+}
+
+#[tokio::test]
+async fn foreign_names_are_not_listed() {
+    let (dir, store) = store();
+    let key = key();
+    store.put(&key, Bytes::from_static(b"x")).await.expect("put");
+    let shard = dir.path().join(ObjectKey::shard_name(key.shard()));
+    std::fs::write(shard.join("README"), "").expect("write");
+    std::fs::write(dir.path().join("lost+found"), "").expect("write");
+    let sink = store.writer(&key).await.expect("writer");
+    let listed: Vec<_> = store.list().map(|item| item.expect("item").key).collect().await;
+    assert_eq!(listed, [key]);
+    drop(sink);
+}
+
+#[test]
+fn an_object_that_shrinks_while_it_is_read_is_an_error() {
+    let (dir, store) = store();
+    let key = key();
+    store.dir.put(&key, &[1; 100]).expect("put");
+    let path = dir.path().join(key.to_string());
+    std::fs::File::options().write(true).open(&path).expect("open").set_len(50).expect("truncate");
+    let read = store.dir.get_range(&key, 0..100);
+    assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+}
+
+#[test]
+fn a_directory_in_an_objects_place_is_an_error() {
+    let (dir, store) = store();
+    let key = key();
+    std::fs::create_dir_all(dir.path().join(key.to_string())).expect("mkdir");
+    store.dir.get_tail(&key, 1).expect_err("a directory has no bytes");
+    store.dir.delete(&key).expect_err("a directory is not removed");
+}
+
+#[test]
+fn a_store_whose_directories_vanish_says_so() {
+    let (dir, store) = store();
+    std::fs::remove_dir(dir.path().join("tmp")).expect("rmdir");
+    let put = store.dir.put(&key(), b"x");
+    assert!(matches!(put, Err(StoreError::Failed { .. })), "not a missing object: {put:?}");
+}
+
+#[test]
+fn a_full_file_system_is_full_and_leaves_nothing() {
+    // A file size limit would be process-wide, and a full file system needs a mount; /dev/full
+    // gives the errno to the one place that maps it.
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    let e = full.write_at(b"x", 0).expect_err("no room");
+    let errno = rustix::io::Errno::from_io_error(&e).expect("errno");
+    assert!(matches!(errno::error(Subject::Store, errno), StoreError::Full { .. }));
+}
