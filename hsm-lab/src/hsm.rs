@@ -128,6 +128,23 @@ impl Hsm {
         let output = self.command(["--json", "status"]).ok()?;
         serde_json::from_str(&output.text()).context("status is not JSON")
     }
+
+    /// How many files `hsm status` counts in a state, over all pools.
+    pub fn count(&self, state: &str) -> Result<u64> {
+        Ok(count_in(&self.status()?, state))
+    }
+}
+
+/// The catalogue's counts are objects `{"state": "offline", "files": 3, ...}`.
+fn count_in(value: &Value, state: &str) -> u64 {
+    match value {
+        Value::Object(map) if map.get("state").and_then(Value::as_str) == Some(state) => {
+            map.get("files").and_then(Value::as_u64).unwrap_or(0)
+        }
+        Value::Object(map) => map.values().map(|value| count_in(value, state)).sum(),
+        Value::Array(list) => list.iter().map(|value| count_in(value, state)).sum(),
+        _ => 0,
+    }
 }
 
 /// Reads a verb's lines: one object per file, the summary last.
@@ -144,4 +161,18 @@ pub fn read_report(output: Output) -> Result<Report> {
     }
     let Some(summary) = summary else { bail!("no summary: {}", output.describe()) };
     Ok(Report { code: output.code(), files, summary, output })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_found_wherever_they_are() {
+        let status = serde_json::json!({"pools": [
+            {"states": [{"state": "offline", "files": 3}, {"state": "dirty", "files": 1}]},
+            {"states": [{"state": "offline", "files": 4}]},
+        ]});
+        assert_eq!((count_in(&status, "offline"), count_in(&status, "lost")), (7, 0));
+    }
 }

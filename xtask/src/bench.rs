@@ -248,13 +248,13 @@ impl Bench<'_> {
         };
         let cp = "cp -r \"$1\" \"$2\"; sync -f \"$2\"";
         caches(&load.path)?;
-        let archive = self.lab.verb("archive", &load.path)?.output.elapsed;
+        let archive = self.lab.verb("archive", &load.path)?;
         caches(&load.path)?;
         let cp_out = timed(Run::shell(cp).args([&load.path, &copy]))?;
         caches(&load.path)?;
-        let release = self.lab.verb("release", &load.path)?.output.elapsed;
+        let release = self.lab.verb("release", &load.path)?;
         caches(&self.lab.host("store"))?;
-        let recall = self.lab.verb("recall", &load.path)?.output.elapsed;
+        let recall = self.lab.verb("recall", &load.path)?;
         caches(&copy)?;
         let cp_in = timed(Run::shell(cp).args([&copy, &back]))?;
         fs::remove_dir_all(&back)?;

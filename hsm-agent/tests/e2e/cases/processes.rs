@@ -182,8 +182,8 @@ fn a_lost_catalogue_is_rebuilt(pool: &mut Pool) -> Result<()> {
     fs::remove_dir_all(pool.config.state_dir())?;
     pool.start()?;
     pool.hsm.command(["scan", "--pool", "lab", "--rebuild"]).ok()?;
-    let status = pool.hsm.status()?.to_string();
-    ensure!(status.contains("\"offline\":1"), "{status}");
+    let counts = (pool.hsm.count("offline")?, pool.hsm.count("archived")?);
+    ensure!(counts == (1, 1), "{counts:?} are offline and archived");
     pool.assert_offline(&file.path)?;
     file.check()?;
     pool.hsm.must("release", [&other])?;
