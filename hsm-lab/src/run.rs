@@ -110,8 +110,8 @@ impl Run {
             // A program that ends without reading everything is its own affair.
             thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
-        let stdout = drain(child.stdout.take());
-        let stderr = drain(child.stderr.take());
+        let stdout = Some(drain(child.stdout.take()));
+        let stderr = Some(drain(child.stderr.take()));
         Ok(Running { child, stdout, stderr, line, started: Instant::now(), limit: self.limit })
     }
 }
@@ -120,8 +120,8 @@ impl Run {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    stdout: JoinHandle<Vec<u8>>,
-    stderr: JoinHandle<Vec<u8>>,
+    stdout: Option<JoinHandle<Vec<u8>>>,
+    stderr: Option<JoinHandle<Vec<u8>>>,
     line: String,
     started: Instant,
     limit: Duration,
@@ -159,10 +159,21 @@ impl Running {
             pause = (pause * 2).min(Duration::from_millis(20));
         };
         let elapsed = self.started.elapsed();
-        let stdout = self.stdout.join().unwrap_or_default();
-        let stderr = self.stderr.join().unwrap_or_default();
+        let read = |pipe: Option<JoinHandle<_>>| pipe.and_then(|p| p.join().ok());
+        let stdout = read(self.stdout.take()).unwrap_or_default();
+        let stderr = read(self.stderr.take()).unwrap_or_default();
         let stderr = String::from_utf8_lossy(&stderr).into_owned();
-        Ok(Output { status, stdout, stderr, elapsed, line: self.line })
+        Ok(Output { status, stdout, stderr, elapsed, line: std::mem::take(&mut self.line) })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Only while it was not waited for: afterwards the number may be another process's.
+        if let Ok(None) = self.child.try_wait() {
+            kill_group(self.child.id());
+            drop(self.child.wait());
+        }
     }
 }
 

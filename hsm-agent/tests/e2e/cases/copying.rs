@@ -119,12 +119,12 @@ fn mv_across_file_systems_moves_bytes_and_times(pool: &mut Pool) -> Result<()> {
 }
 
 fn tar_stores_identical_bytes(pool: &mut Pool) -> Result<()> {
-    tar(pool, &[])
+    tar(pool, &["--format=posix"])
 }
 
 fn tar_sparse_stores_identical_bytes(pool: &mut Pool) -> Result<()> {
-    tar(pool, &["-S"])?;
-    tar(pool, &["-S", "--hole-detection=raw"])
+    tar(pool, &["--format=posix", "-S"])?;
+    tar(pool, &["--format=posix", "-S", "--hole-detection=raw"])
 }
 
 fn tar(pool: &mut Pool, options: &[&str]) -> Result<()> {
