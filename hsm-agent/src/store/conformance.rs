@@ -80,7 +80,7 @@ async fn bounds(store: &dyn Store) {
     let (key, body) = (key(), noise(100));
     store.put(&key, body.clone()).await.expect("put");
     let corrupt = |e: &StoreError| matches!(e, StoreError::Corrupt { .. });
-    for range in [99..101, 100..101, 5000..5001, 0..u64::MAX] {
+    for range in [99..101, 100..101, 5000..5001, 0..1 << 40] {
         let e = store.get_range(&key, range.clone()).await.expect_err("short read");
         assert!(corrupt(&e), "{range:?}: {e:?}");
     }

@@ -146,7 +146,6 @@ impl StoreError {
         Self::Invalid { subject: subject.into(), source: text(what) }
     }
 
-    #[expect(dead_code, reason = "for the decorators, which come next")]
     pub(super) fn unavailable(subject: impl Into<Subject>, what: impl Into<String>) -> Self {
         Self::Unavailable { subject: subject.into(), source: text(what) }
     }

@@ -24,17 +24,26 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
+pub use config::{StoreConfig, StoreConfigError, StoreKind, open, open_with_stats};
 pub use error::{Cause, Result, StoreError, Subject};
+pub use instrument::{OpSnapshot, StoreStats};
 pub use key::ObjectKey;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 
+mod config;
 pub mod conformance;
 mod error;
+pub mod fault;
+pub mod instrument;
 mod key;
+pub mod limit;
 mod local;
 mod memory;
 pub mod object;
+pub mod op;
+pub mod remote;
+pub mod retry;
 
 /// What a store says about one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,293 @@
+//! The protocol, for many files at once: one flush of the store serves them all.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use super::attributes;
+use super::upload::{Upload, UploadError};
+use crate::catalog::{Batch, FileRow, IntentId, IntentOp, NewIntent};
+use crate::control::types::Reason;
+use crate::core::{FileState, Job, ObjectId};
+use crate::daemon::dispatch::Claim;
+use crate::daemon::metrics::add;
+use crate::daemon::outcome::{Candidate, FileOutcome};
+use crate::daemon::pool::{Pool, now_ns};
+use crate::marker::{ArchivedCopy, InodeFd, PolicyFlags, Record};
+use crate::recall::store_reason;
+use crate::store::object::ObjectReader;
+use crate::store::{ObjectKey, StoreError};
+use crate::sys::inode;
+use crate::sys::inode::Stat;
+use crate::sys::lease::{Lease, LeaseKind};
+
+/// Archives files. One outcome per candidate, in order.
+pub fn archive(pool: &Arc<Pool>, batch: &[Candidate], dry_run: bool) -> Vec<FileOutcome> {
+    let mut outcomes: Vec<Option<FileOutcome>> = batch.iter().map(|_| None).collect();
+    let mut ready = Vec::new();
+    for (index, candidate) in batch.iter().enumerate() {
+        match prepare(pool, candidate, dry_run) {
+            Ok(file) => ready.push((index, file)),
+            Err(outcome) => outcomes[index] = Some(outcome),
+        }
+    }
+    for (index, outcome) in store_all(pool, batch, ready) {
+        outcomes[index] = Some(outcome);
+    }
+    let missing = || FileOutcome::failed(Reason::Internal, "no outcome");
+    outcomes.into_iter().map(|o| o.unwrap_or_else(missing)).collect()
+}
+
+/// A file that nobody writes.
+struct Ready {
+    // Dropped in this order.
+    lease: Lease,
+    fd: Arc<OwnedFd>,
+    stat: Stat,
+    generation: u64,
+    id: ObjectId,
+    record: Record,
+    _claim: Claim,
+}
+
+fn prepare(
+    pool: &Arc<Pool>,
+    candidate: &Candidate,
+    dry_run: bool,
+) -> Result<Ready, FileOutcome> {
+    let path = InodeFd::Path(candidate.path.as_fd());
+    if !candidate.stat.is_file() {
+        let detail = "not a regular file";
+        return Err(FileOutcome::policy(candidate.named, Reason::NotRegular, detail));
+    }
+    if candidate.stat.size == 0 {
+        return Err(FileOutcome::skipped(Reason::Empty, "it has no data"));
+    }
+    if candidate.stat.size < pool.config.min_size.as_u64() {
+        return Err(FileOutcome::skipped(Reason::TooSmall, "smaller than min_size of its pool"));
+    }
+    if pool.attributes.marker(path)?.is_some() {
+        return Err(FileOutcome::already("offline"));
+    }
+    let record = pool.attributes.record(path)?.unwrap_or_default();
+    if record.policy.contains(PolicyFlags::NOARCHIVE) {
+        return Err(FileOutcome::policy(candidate.named, Reason::Noarchive, "marked noarchive"));
+    }
+    if is_current(pool, candidate, &record) {
+        return Err(FileOutcome::already("archived"));
+    }
+    if dry_run {
+        return Err(FileOutcome::would(candidate.stat.size));
+    }
+    let busy = || FileOutcome::failed(Reason::Busy, "being archived or released right now");
+    let claim = pool.claim(&candidate.file, Job::Archive).ok_or_else(busy)?;
+    acquire(pool, candidate, claim, record)
+}
+
+/// Archived, and certainly unchanged since: only then there is nothing to do. When ctime moved,
+/// archiving again is the way to be sure.
+fn is_current(pool: &Pool, candidate: &Candidate, record: &Record) -> bool {
+    let Some(copy) = record.archived else { return false };
+    let now = candidate.stat.version(copy.version.generation);
+    if !now.same_data_times(&copy.version) {
+        return false;
+    }
+    let row = pool.catalog.get(&candidate.file.key).ok().flatten();
+    row.is_some_and(|r| r.version.ctime_ns == now.ctime_ns && r.object == Some(copy.object))
+}
+
+fn acquire(
+    pool: &Arc<Pool>,
+    candidate: &Candidate,
+    claim: Claim,
+    record: Record,
+) -> Result<Ready, FileOutcome> {
+    // It is online, and the claim keeps it so: neither our own open nor our reads need answers.
+    pool.pass_over(InodeFd::Path(candidate.path.as_fd()));
+    let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK;
+    let fd = inode::reopen(candidate.path.as_fd(), flags)
+        .map_err(|e| FileOutcome::io("the file cannot be opened", &e))?;
+    let fd = Arc::new(fd);
+    let lease = Lease::take(Arc::clone(&fd), LeaseKind::Read, &pool.breaks)
+        .map_err(|e| FileOutcome::io("no lease on the file", &e))?
+        .ok_or_else(|| {
+            FileOutcome::failed(Reason::OpenElsewhere, "open for writing; try again later")
+        })?;
+    // The claim came after the first look.
+    if pool.attributes.marker(InodeFd::Open(fd.as_fd()))?.is_some() {
+        return Err(FileOutcome::already("offline"));
+    }
+    let stat = inode::stat(&*fd).map_err(|e| FileOutcome::io("the file cannot be examined", &e))?;
+    let generation =
+        inode::generation(&*fd).map_err(|e| FileOutcome::io("the file has no generation", &e))?;
+    Ok(Ready { lease, fd, stat, generation, id: ObjectId::random(), record, _claim: claim })
+}
+
+fn store_all(
+    pool: &Arc<Pool>,
+    batch: &[Candidate],
+    ready: Vec<(usize, Ready)>,
+) -> Vec<(usize, FileOutcome)> {
+    if ready.is_empty() {
+        return Vec::new();
+    }
+    // Durable before the first byte goes out: after a crash the next start knows which objects
+    // may lie in the store without a record, and retires them.
+    let intents = ready.iter().map(|(i, file)| intent(&batch[*i], file)).collect::<Vec<_>>();
+    let intents = match pool.catalog.begin(&intents) {
+        Ok(intents) => intents,
+        Err(e) => {
+            let failed = |(i, _)| (i, FileOutcome::failed(Reason::Io, e.to_string()));
+            return ready.into_iter().map(failed).collect();
+        }
+    };
+    let uploaded: Vec<_> = ready.iter().map(|(i, file)| upload(pool, &batch[*i], file)).collect();
+    let flushed = flush(pool);
+    let mut catalogue = Batch::default();
+    let mut outcomes = Vec::new();
+    for (((index, file), uploaded), intent) in ready.into_iter().zip(uploaded).zip(intents) {
+        // The object is durable before the record says so.
+        let result = uploaded
+            .and_then(|()| flushed.clone())
+            .and_then(|()| verify(pool, &file))
+            .and_then(|()| write_record(pool, &batch[index], &file));
+        outcomes.push((index, finish(pool, &file, result, intent, &mut catalogue)));
+    }
+    if let Err(error) = pool.catalog.commit(&catalogue) {
+        tracing::warn!(%error, "catalogue not updated; the next start will");
+    }
+    outcomes
+}
+
+fn intent(candidate: &Candidate, file: &Ready) -> NewIntent {
+    NewIntent {
+        op: IntentOp::Archive,
+        key: candidate.file.key.clone(),
+        object: file.id,
+        started_ns: now_ns(),
+        path_hint: candidate.name.as_os_str().as_encoded_bytes().to_vec(),
+    }
+}
+
+fn upload(pool: &Pool, candidate: &Candidate, file: &Ready) -> Result<(), FileOutcome> {
+    let attributes =
+        attributes::read(pool, file.fd.as_fd(), &file.stat, pool.relative(&candidate.name))
+            .map_err(|e| FileOutcome::io("the attributes cannot be read", &e))?;
+    let (fd, size) = (file.fd.as_fd(), file.stat.size);
+    let upload = Upload { pool, id: file.id, fd, size, lease: &file.lease };
+    upload.run(attributes).map_err(|e| match e {
+        UploadError::Store(e) => store_failed(&e),
+        UploadError::Changed => FileOutcome::failed(Reason::Changed, e.to_string()),
+        UploadError::Read(_) | UploadError::Encode(_) => {
+            FileOutcome::failed(Reason::Io, e.to_string())
+        }
+    })
+}
+
+fn store_failed(error: &StoreError) -> FileOutcome {
+    FileOutcome::failed(store_reason(error), error.to_string())
+}
+
+fn flush(pool: &Pool) -> Result<(), FileOutcome> {
+    match pool.store.blocking() {
+        Some(store) => store.flush(),
+        None => pool.runtime.block_on(pool.store.flush()),
+    }
+    .map_err(|e| store_failed(&e))
+}
+
+fn verify(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
+    if !pool.config.verifies() {
+        return Ok(());
+    }
+    let read_back = async {
+        ObjectReader::open(Arc::clone(&pool.store), file.id).await?.verify_all().await
+    };
+    pool.runtime.block_on(read_back).map_err(|e| store_failed(&e))
+}
+
+/// The lease has held all the time and the version is the same: the object is this data.
+fn write_record(
+    pool: &Pool,
+    candidate: &Candidate,
+    file: &Ready,
+) -> Result<FileRow, FileOutcome> {
+    let io = |e: std::io::Error| FileOutcome::io("the file cannot be examined", &e);
+    let changed = || FileOutcome::failed(Reason::Changed, "opened for writing while archived");
+    let version = file.stat.version(file.generation);
+    let record = Record {
+        archived: Some(ArchivedCopy { object: file.id, version, archived_at_ns: now_ns() }),
+        policy: file.record.policy,
+    };
+    let now = inode::stat(&*file.fd).map_err(io)?;
+    if !now.version(file.generation).same_data_times(&version) {
+        return Err(changed());
+    }
+    pool.attributes.set_record(InodeFd::Open(file.fd.as_fd()), &record)?;
+    // ctime as our own write of the record left it, seen before anybody could write: while it
+    // stays so, the data is unchanged.
+    let after = inode::stat(&*file.fd).map_err(io)?;
+    if !file.lease.intact() || !after.version(file.generation).same_data_times(&version) {
+        // The record with this version may stay: whoever wrote has moved mtime, or is about to.
+        // But without the ctime nothing vouches for it, so a release will compare the content.
+        return Err(changed());
+    }
+    Ok(FileRow {
+        key: candidate.file.key.clone(),
+        object: Some(file.id),
+        state: FileState::Archived,
+        version: after.version(file.generation),
+        local_bytes: Some(after.allocated),
+        path_hint: pool.relative(&candidate.name),
+        archived_at_ns: record.archived.map(|a| a.archived_at_ns),
+    })
+}
+
+fn finish(
+    pool: &Pool,
+    file: &Ready,
+    result: Result<FileRow, FileOutcome>,
+    intent: IntentId,
+    catalogue: &mut Batch,
+) -> FileOutcome {
+    match result {
+        Ok(row) => {
+            add(&pool.metrics.archived, 1);
+            add(&pool.metrics.bytes_archived, file.stat.size);
+            // The copy of the previous version has served.
+            let old = file.record.archived.map(|a| a.object);
+            catalogue.retired.extend(old.map(|object| (object, now_ns())));
+            catalogue.upserts.push(row);
+            catalogue.finished.push(intent);
+            FileOutcome::done(file.stat.size)
+        }
+        Err(outcome) => {
+            give_up(pool, file, intent, catalogue);
+            outcome
+        }
+    }
+}
+
+/// The object is of no use, unless the record already names it.
+fn give_up(pool: &Pool, file: &Ready, intent: IntentId, catalogue: &mut Batch) {
+    let record = pool.attributes.record(InodeFd::Open(file.fd.as_fd()));
+    let named = match record {
+        Ok(record) => record.and_then(|r| r.archived).is_some_and(|a| a.object == file.id),
+        Err(_) => true,
+    };
+    if named {
+        catalogue.finished.push(intent);
+        return;
+    }
+    let key = ObjectKey::new(file.id);
+    let deleted = match pool.store.blocking() {
+        Some(store) => store.delete(&key),
+        None => pool.runtime.block_on(pool.store.delete(&key)),
+    };
+    match deleted {
+        Ok(()) => catalogue.finished.push(intent),
+        // The intent stays: the next start tries again.
+        Err(error) => tracing::warn!(%error, "an unused object is left in the store for now"),
+    }
+}

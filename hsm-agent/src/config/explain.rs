@@ -1,0 +1,170 @@
+//! The configuration in effect, as TOML that parses to the same configuration.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::origin::Origins;
+use super::schema::KEYS;
+use super::{
+    Compression, Config, LogFormat, PoolConfig, RangePrograms, RecallMode, StoreBackend, Verify,
+    units,
+};
+
+/// How a value is shown.
+enum Shown {
+    /// As TOML.
+    Is(String),
+    /// Absent, which means this.
+    Unset(&'static str),
+    /// Of another kind of store, or without effect.
+    Hidden,
+}
+
+/// Widest `key = value` that the origins are still aligned behind.
+const COLUMN: usize = 44;
+
+pub(super) fn explain(config: &Config, origins: &Origins) -> String {
+    let mut text = format!("# {}\n", origins.file());
+    section(&mut text, origins, "[agent]", "agent", "agent", |key| agent(config, key));
+    section(&mut text, origins, "[limits]", "limits", "limits", |key| limits(config, key));
+    for (index, pool) in config.pools.iter().enumerate() {
+        let at = format!("pool[{index}]");
+        section(&mut text, origins, "[[pool]]", "pool", &at, |key| of_pool(pool, key));
+        let at = format!("{at}.store");
+        section(&mut text, origins, "[pool.store]", "pool.store", &at, |key| store(pool, key));
+    }
+    for warning in &config.warnings {
+        let lines = warning.to_string().replace('\n', "\n# ");
+        let _infallible = write!(text, "\n# warning: {lines}");
+    }
+    text
+}
+
+/// One section: `schema` is its path in the schema, `at` its path in the file.
+fn section(
+    text: &mut String,
+    origins: &Origins,
+    header: &str,
+    schema: &str,
+    at: &str,
+    value: impl Fn(&str) -> Shown,
+) {
+    let _infallible = writeln!(text, "\n{header}");
+    for key in KEYS {
+        let name = key.path.strip_prefix(schema).and_then(|rest| rest.strip_prefix('.'));
+        let Some(name) = name.filter(|name| !name.contains('.')) else { continue };
+        let _infallible = match value(name) {
+            Shown::Is(value) => {
+                let origin = match origins.own_line(&format!("{at}.{name}")) {
+                    Some(line) => format!("line {line}"),
+                    None => "default".to_owned(),
+                };
+                writeln!(text, "{:COLUMN$} # {origin}", format!("{name} = {value}"))
+            }
+            Shown::Unset(meaning) => writeln!(text, "# {name} is not set: {meaning}"),
+            Shown::Hidden => Ok(()),
+        };
+    }
+}
+
+fn agent(config: &Config, key: &str) -> Shown {
+    let agent = &config.agent;
+    Shown::Is(match key {
+        "state_dir" => path(&agent.state_dir),
+        "socket" => path(&agent.socket),
+        "log" => string(&agent.log),
+        "log_format" => string(match agent.log_format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }),
+        _ => return Shown::Hidden,
+    })
+}
+
+fn limits(config: &Config, key: &str) -> Shown {
+    let limits = &config.limits;
+    Shown::Is(match key {
+        "recall_memory" => string(&units::size(limits.recall_memory)),
+        "recall_parallel" => limits.recall_parallel.to_string(),
+        "bulk_jobs" => limits.bulk_jobs.to_string(),
+        "recall_deadline" => string(&units::duration(limits.recall_deadline)),
+        "release_batch" => limits.release_batch.to_string(),
+        _ => return Shown::Hidden,
+    })
+}
+
+fn of_pool(pool: &PoolConfig, key: &str) -> Shown {
+    Shown::Is(match key {
+        "name" => string(&pool.name),
+        "mount" => path(&pool.mount),
+        "recall" => string(match pool.recall {
+            RecallMode::Whole => "whole",
+            RecallMode::Range => "range",
+        }),
+        "range_programs" => programs(&pool.range_programs),
+        "range_min_size" if pool.recall == RecallMode::Range => {
+            string(&units::size(pool.range_min_size))
+        }
+        "min_size" => string(&units::size(pool.min_size)),
+        "compression" => string(match pool.compression {
+            Compression::None => "none",
+            Compression::Zstd { .. } => "zstd",
+        }),
+        "compression_level" => match pool.compression {
+            Compression::Zstd { level } => level.to_string(),
+            Compression::None => return Shown::Hidden,
+        },
+        "verify" => string(match pool.verify {
+            Verify::None => "none",
+            Verify::Readback => "readback",
+        }),
+        "marker" => string(&pool.marker),
+        "retention" => string(&units::duration(pool.retention)),
+        _ => return Shown::Hidden,
+    })
+}
+
+fn store(pool: &PoolConfig, key: &str) -> Shown {
+    let store = &pool.store;
+    Shown::Is(match (key, &store.backend) {
+        ("kind", StoreBackend::Local { .. }) => string("local"),
+        ("kind", StoreBackend::S3(_)) => string("s3"),
+        ("path", StoreBackend::Local { path: directory }) => path(directory),
+        ("endpoint", StoreBackend::S3(s3)) => string(&s3.endpoint),
+        ("bucket", StoreBackend::S3(s3)) => string(&s3.bucket),
+        ("prefix", StoreBackend::S3(s3)) => string(&s3.prefix),
+        ("region", StoreBackend::S3(s3)) => string(&s3.region),
+        ("allow_http", StoreBackend::S3(s3)) => s3.allow_http.to_string(),
+        ("access_key_file" | "secret_key_file", StoreBackend::S3(s3)) => match &s3.keys {
+            Some((access, _)) if key == "access_key_file" => path(access),
+            Some((_, secret)) => path(secret),
+            None => return Shown::Unset("requests are not signed"),
+        },
+        ("deadline", _) => string(&units::duration(store.deadline)),
+        ("retries", _) => store.retries.to_string(),
+        ("rate_limit", _) => match store.rate_limit {
+            Some(limit) => string(&units::size(limit)),
+            None => return Shown::Unset("unlimited"),
+        },
+        _ => return Shown::Hidden,
+    })
+}
+
+fn programs(programs: &RangePrograms) -> String {
+    match programs {
+        RangePrograms::All => "[\"*\"]".to_owned(),
+        RangePrograms::Only(list) => {
+            let list: Vec<_> = list.iter().map(|program| path(program)).collect();
+            format!("[{}]", list.join(", "))
+        }
+    }
+}
+
+/// Paths come from TOML strings and are therefore UTF-8.
+fn path(path: &Path) -> String {
+    string(&path.to_string_lossy())
+}
+
+fn string(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}

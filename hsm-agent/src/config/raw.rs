@@ -1,0 +1,84 @@
+//! The file as it is written: forms are checked, values are not.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+
+use super::origin::Origins;
+use super::types::{AgentConfig, Limits, RecallMode, Verify};
+use super::{ConfigError, schema};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawConfig {
+    pub(super) agent: AgentConfig,
+    pub(super) limits: Limits,
+    pub(super) pool: Vec<RawPool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawCompression {
+    #[default]
+    None,
+    Zstd,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawPool {
+    pub(super) name: String,
+    pub(super) mount: PathBuf,
+    pub(super) recall: RecallMode,
+    pub(super) range_programs: Vec<PathBuf>,
+    pub(super) range_min_size: Option<ByteSize>,
+    pub(super) min_size: Option<ByteSize>,
+    pub(super) compression: RawCompression,
+    pub(super) compression_level: Option<i64>,
+    pub(super) verify: Verify,
+    pub(super) marker: Option<String>,
+    #[serde(with = "humantime_serde")]
+    pub(super) retention: Option<Duration>,
+    pub(super) store: RawStore,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RawKind {
+    Local,
+    S3,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawStore {
+    pub(super) kind: Option<RawKind>,
+    pub(super) path: PathBuf,
+    pub(super) endpoint: String,
+    pub(super) bucket: String,
+    pub(super) prefix: String,
+    pub(super) region: Option<String>,
+    pub(super) access_key_file: Option<PathBuf>,
+    pub(super) secret_key_file: Option<PathBuf>,
+    pub(super) allow_http: bool,
+    #[serde(with = "humantime_serde")]
+    pub(super) deadline: Option<Duration>,
+    pub(super) retries: Option<u32>,
+    pub(super) rate_limit: Option<ByteSize>,
+}
+
+impl RawConfig {
+    /// Reads the values. The first that has the wrong form ends it.
+    pub(super) fn parse(text: &str, origins: &Origins) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let key = error.span().and_then(|span| origins.key_at(&span)).unwrap_or_default();
+            let problem = origins.problem(key, error.message().trim());
+            match schema::find(key) {
+                Some(known) => problem.hint(format!("expected {}", known.kind.form())).into(),
+                None => problem.into(),
+            }
+        })
+    }
+}

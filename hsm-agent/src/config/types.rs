@@ -1,0 +1,165 @@
+//! The configuration as the rest of the program sees it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use hsm_common::marker::MARKER_XATTR;
+use serde::Deserialize;
+
+use super::StoreConfig;
+
+/// Form of the agent's log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// An object per line.
+    Json,
+}
+
+/// `[agent]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Directory of the catalogues. Never on a managed file system.
+    pub state_dir: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Filter in the syntax of `tracing`.
+    pub log: String,
+    /// Form of the log.
+    pub log_format: LogFormat,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/hsm".into(),
+            socket: "/run/hsm/hsm.sock".into(),
+            log: "info".into(),
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+impl AgentConfig {
+    /// Where the catalogue of a pool is.
+    pub fn catalog_path(&self, pool: &str) -> PathBuf {
+        self.state_dir.join(format!("{pool}.db"))
+    }
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Chunk buffers of all recalls together.
+    pub recall_memory: ByteSize,
+    /// Chunks in flight per recall.
+    pub recall_parallel: u32,
+    /// Worker threads for archive, release and bulk recall.
+    pub bulk_jobs: u32,
+    /// After this the blocked reader gets an error.
+    #[serde(with = "humantime_serde")]
+    pub recall_deadline: Duration,
+    /// Files that share one durability step of a release.
+    pub release_batch: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            recall_memory: ByteSize::mib(32),
+            recall_parallel: 4,
+            bulk_jobs: 2,
+            recall_deadline: Duration::from_secs(5 * 60),
+            release_batch: 1024,
+        }
+    }
+}
+
+/// How much of a file an access brings back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecallMode {
+    /// All of it, before the open returns.
+    #[default]
+    Whole,
+    /// The chunks that are read, for programs that are known to read ranges.
+    Range,
+}
+
+/// Whether objects are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Stored as they are.
+    None,
+    /// Zstandard.
+    Zstd {
+        /// 1 (fast) to 22 (small).
+        level: i32,
+    },
+}
+
+/// How a new object is checked before the record says that it exists.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// The store's own acknowledgement.
+    #[default]
+    None,
+    /// Read back and compared.
+    Readback,
+}
+
+/// Who may read ranges of an offline file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RangePrograms {
+    /// These executables.
+    Only(Vec<PathBuf>),
+    /// Everyone.
+    All,
+}
+
+impl RangePrograms {
+    /// Whether an executable may.
+    pub fn allow(&self, program: &Path) -> bool {
+        match self {
+            Self::Only(list) => list.iter().any(|path| path == program),
+            Self::All => true,
+        }
+    }
+}
+
+/// One `[[pool]]`: a managed file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Its name.
+    pub name: String,
+    /// The mount point.
+    pub mount: PathBuf,
+    /// How much an access brings back.
+    pub recall: RecallMode,
+    /// Who may read ranges with [`RecallMode::Range`].
+    pub range_programs: RangePrograms,
+    /// Smaller files always come back whole.
+    pub range_min_size: ByteSize,
+    /// Smaller files are not archived.
+    pub min_size: ByteSize,
+    /// Of new objects.
+    pub compression: Compression,
+    /// Of new objects.
+    pub verify: Verify,
+    /// Name of the marker attribute.
+    pub marker: String,
+    /// How long objects are kept that no file refers to.
+    pub retention: Duration,
+    /// Where the bytes go.
+    pub store: StoreConfig,
+}
+
+/// Default of [`PoolConfig::marker`].
+pub(super) const DEFAULT_MARKER: &str = MARKER_XATTR;

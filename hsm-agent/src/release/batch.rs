@@ -1,0 +1,342 @@
+//! The protocol, for many files at once.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::compare::{CompareError, same_content};
+use super::eligible::{Eligibility, eligible};
+use crate::catalog::{Batch, FileRow, IntentId, IntentOp, NewIntent};
+use crate::control::types::Reason;
+use crate::core::{FileState, Job};
+use crate::daemon::metrics::add;
+use crate::daemon::outcome::{Candidate, FileOutcome};
+use crate::daemon::pool::{Pool, now_ns};
+use crate::daemon::dispatch::Claim;
+use crate::marker::{ArchivedCopy, InodeFd, Marker, MarkerFlags, MarkerState};
+use crate::store::object::chunk_shift_for;
+use crate::sys::inode::Stat;
+use crate::sys::lease::{Lease, LeaseKind};
+use crate::sys::{inode, space};
+
+/// Up to this many files are synced one by one; more with one `syncfs`.
+const SINGLY: usize = 4;
+
+/// Releases files. One outcome per candidate, in order.
+pub fn release(pool: &Arc<Pool>, batch: &[Candidate], dry_run: bool) -> Vec<FileOutcome> {
+    let keys: Vec<_> = batch.iter().map(|c| c.file.key.clone()).collect();
+    // Without the catalogue's word every file is compared with its object: slow, but safe.
+    let rows = pool.catalog.get_many(&keys).unwrap_or_else(|error| {
+        tracing::warn!(%error, "catalogue not readable; comparing contents instead");
+        vec![None; keys.len()]
+    });
+    let mut outcomes: Vec<Option<FileOutcome>> = batch.iter().map(|_| None).collect();
+    let mut ready = Vec::new();
+    for (index, (candidate, row)) in batch.iter().zip(rows).enumerate() {
+        match prepare(pool, candidate, row.as_ref(), dry_run) {
+            Ok(file) => ready.push((index, file)),
+            Err(outcome) => outcomes[index] = Some(outcome),
+        }
+    }
+    for (index, outcome) in commit(pool, batch, ready) {
+        outcomes[index] = Some(outcome);
+    }
+    let missing = || FileOutcome::failed(Reason::Internal, "no outcome");
+    outcomes.into_iter().map(|o| o.unwrap_or_else(missing)).collect()
+}
+
+/// A file whose data may go: nobody else has it open, it is watched, and its copy is good.
+struct Ready {
+    // Dropped in this order: the lease, the descriptor, and last the claim, which lets waiting
+    // accesses look at the file.
+    lease: Lease,
+    fd: Arc<OwnedFd>,
+    stat: Stat,
+    copy: ArchivedCopy,
+    generation: u64,
+    _claim: Claim,
+}
+
+/// Steps 1 to 4: eligible, claimed, watched, leased, unchanged.
+fn prepare(
+    pool: &Arc<Pool>,
+    candidate: &Candidate,
+    row: Option<&FileRow>,
+    dry_run: bool,
+) -> Result<Ready, FileOutcome> {
+    let path = InodeFd::Path(candidate.path.as_fd());
+    if !candidate.stat.is_file() {
+        let detail = "not a regular file";
+        return Err(FileOutcome::policy(candidate.named, Reason::NotRegular, detail));
+    }
+    if candidate.stat.size == 0 {
+        return Err(FileOutcome::skipped(Reason::Empty, "there is nothing to release"));
+    }
+    if pool.attributes.marker(path)?.is_some() {
+        return Err(FileOutcome::already("offline"));
+    }
+    // A first look, before anything is touched. The generation is not known yet.
+    let record = pool.attributes.record(path)?;
+    let generation = row.map_or(0, |r| r.version.generation);
+    let seen = row.map(|r| r.version.ctime_ns);
+    let archived = record.as_ref().and_then(|r| r.archived);
+    let assumed = archived.map_or(generation, |a| a.version.generation);
+    if let Eligibility::Refused(reason, detail) =
+        eligible(&candidate.stat.version(assumed), record.as_ref(), seen)
+    {
+        let policy = reason == Reason::Pinned;
+        return Err(FileOutcome::policy(candidate.named || !policy, reason, detail));
+    }
+    if dry_run {
+        return Err(FileOutcome::would(candidate.stat.allocated));
+    }
+    let busy = || FileOutcome::failed(Reason::Busy, "being read, archived or recalled right now");
+    let claim = pool.claim(&candidate.file, Job::Release).ok_or_else(busy)?;
+    acquire(pool, candidate, claim, seen)
+}
+
+/// The claim holds: from here on no access to this file is answered until it is dropped.
+fn acquire(
+    pool: &Arc<Pool>,
+    candidate: &Candidate,
+    claim: Claim,
+    seen_ctime_ns: Option<i64>,
+) -> Result<Ready, FileOutcome> {
+    let path = InodeFd::Path(candidate.path.as_fd());
+    // Step 2. Our own open needs no answer if the file is passed over; it is online, and claimed.
+    pool.pass_over(path);
+    let opened = pool.open_invisible(candidate.path.as_fd());
+    // The watch must be in place before the lease: whoever opens the file after the lease was
+    // taken must end up waiting for *our answer*, never merely for the lease. The lease dies with
+    // this process, and with a marker set he would then go on over a stub.
+    pool.watch(path).map_err(|e| FileOutcome::io("the file cannot be watched", &e))?;
+    let fd = Arc::new(opened.map_err(|e| open_failed(&e))?);
+    // Step 3.
+    let lease = Lease::take(Arc::clone(&fd), LeaseKind::Write, &pool.breaks)
+        .map_err(|e| FileOutcome::io("no lease on the file", &e))?
+        .ok_or_else(open_elsewhere)?;
+    // Step 4: everything again, now that nobody can change it.
+    let stat = inode::stat(&*fd).map_err(|e| FileOutcome::io("the file cannot be examined", &e))?;
+    let generation =
+        inode::generation(&*fd).map_err(|e| FileOutcome::io("the file has no generation", &e))?;
+    let record = pool.attributes.record(InodeFd::Open(fd.as_fd()))?;
+    let copy = match eligible(&stat.version(generation), record.as_ref(), seen_ctime_ns) {
+        Eligibility::Unchanged(copy) => copy,
+        Eligibility::Compare(copy) => {
+            compare(pool, &fd, &copy, &stat)?;
+            copy
+        }
+        Eligibility::Refused(reason, detail) => return Err(FileOutcome::failed(reason, detail)),
+    };
+    if pool.attributes.marker(InodeFd::Open(fd.as_fd()))?.is_some() {
+        return Err(FileOutcome::already("offline"));
+    }
+    Ok(Ready { lease, fd, stat, copy, generation, _claim: claim })
+}
+
+fn open_failed(error: &std::io::Error) -> FileOutcome {
+    match error.raw_os_error() {
+        // A lease of somebody else, a running program, an active swap file.
+        Some(libc::EAGAIN | libc::ETXTBSY) => open_elsewhere(),
+        _ => FileOutcome::io("the file cannot be opened", error),
+    }
+}
+
+fn open_elsewhere() -> FileOutcome {
+    FileOutcome::failed(
+        Reason::OpenElsewhere,
+        "open or mapped by a program, in use as swap or by a loop device; `fuser -v` may tell which",
+    )
+}
+
+fn compare(
+    pool: &Pool,
+    fd: &OwnedFd,
+    copy: &ArchivedCopy,
+    stat: &Stat,
+) -> Result<(), FileOutcome> {
+    match same_content(pool, fd.as_fd(), copy.object, stat.size) {
+        Ok(true) => {
+            inode::restore_times(fd, stat).map_err(|e| FileOutcome::io("times", &e))?;
+            Ok(())
+        }
+        Ok(false) => Err(FileOutcome::failed(
+            Reason::Dirty,
+            "its content is not that of the archived copy; `hsm archive` it again",
+        )),
+        Err(CompareError::Store(e)) => {
+            Err(FileOutcome::failed(crate::recall::store_reason(&e), e.to_string()))
+        }
+        Err(CompareError::Read(e)) => Err(FileOutcome::io("the file cannot be read", &e)),
+    }
+}
+
+/// Steps 5 to 9.
+fn commit(
+    pool: &Arc<Pool>,
+    batch: &[Candidate],
+    ready: Vec<(usize, Ready)>,
+) -> Vec<(usize, FileOutcome)> {
+    if ready.is_empty() {
+        return Vec::new();
+    }
+    // Step 5. A crash after this finds the intent and looks at the marker: present means offline
+    // (the copy is good), absent means that nothing happened.
+    let intents = ready.iter().map(|(i, file)| intent(&batch[*i], file)).collect::<Vec<_>>();
+    let intents = match pool.catalog.begin(&intents) {
+        Ok(intents) => intents,
+        Err(e) => {
+            let failed = |(i, _)| (i, FileOutcome::failed(Reason::Io, e.to_string()));
+            return ready.into_iter().map(failed).collect();
+        }
+    };
+    // Step 6. A crash between marker and punch leaves an offline file with its data still there:
+    // the copy in the store is identical, and recall writes the same bytes over it.
+    let marked: Vec<_> = ready.iter().map(|(_, file)| mark(pool, file)).collect();
+    let synced = sync(pool, &ready);
+    let mut catalogue = Batch::default();
+    let mut outcomes = Vec::new();
+    for (((index, file), marked), intent) in ready.into_iter().zip(marked).zip(intents) {
+        let result = marked
+            .and_then(|()| synced.clone())
+            .map_err(Abort::Undo)
+            .and_then(|()| take_away(&file).map(|stat| row(pool, &batch[index], &file, &stat)));
+        outcomes.push((index, finish(pool, &file, result, intent, &mut catalogue)));
+    }
+    if let Err(error) = pool.catalog.commit(&catalogue) {
+        tracing::warn!(%error, "catalogue not updated; the next start will");
+    }
+    outcomes
+}
+
+fn intent(candidate: &Candidate, file: &Ready) -> NewIntent {
+    NewIntent {
+        op: IntentOp::Release,
+        key: candidate.file.key.clone(),
+        object: file.copy.object,
+        started_ns: now_ns(),
+        path_hint: candidate.name.as_os_str().as_encoded_bytes().to_vec(),
+    }
+}
+
+fn mark(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
+    let open = InodeFd::Open(file.fd.as_fd());
+    let chunk_shift = chunk_shift_for(file.stat.size)
+        .ok_or_else(|| FileOutcome::failed(Reason::Io, "the file is too large"))?;
+    let marker = Marker {
+        object: file.copy.object,
+        size: file.stat.size,
+        epoch: rand::random(),
+        chunk_shift,
+        state: MarkerState::Offline,
+        flags: MarkerFlags::empty(),
+    };
+    // A map of an earlier time would not count (its epoch differs), but why keep it.
+    pool.attributes.remove_map(open)?;
+    pool.attributes.set_marker(open, &marker)?;
+    Ok(())
+}
+
+/// The markers are on the device before any data goes.
+fn sync(pool: &Pool, ready: &[(usize, Ready)]) -> Result<(), FileOutcome> {
+    let result = if ready.len() <= SINGLY {
+        ready.iter().try_for_each(|(_, file)| rustix::fs::fsync(&*file.fd))
+    } else {
+        rustix::fs::syncfs(&pool.root)
+    };
+    result.map_err(|e| FileOutcome::io("the marker cannot be made durable", &e.into()))
+}
+
+/// A release that stopped, and what is known of the data then.
+enum Abort {
+    /// Nothing was taken away: the marker may go again.
+    Undo(FileOutcome),
+    /// The punch was begun: the marker stays, for ever if need be. The copy is good.
+    Keep(FileOutcome),
+}
+
+/// Steps 7 and 8: the lease again, then the punch. An opener who passed the kernel's check before
+/// the watch was in place has raised the inode's open count by now, so that the lease fails; one
+/// who broke the lease since is seen too. One who comes later waits for our answer.
+fn take_away(file: &Ready) -> Result<Stat, Abort> {
+    let again = file.lease.retake();
+    let again = again.map_err(|e| Abort::Undo(FileOutcome::io("no lease on the file", &e)))?;
+    if !again {
+        return Err(Abort::Undo(open_elsewhere()));
+    }
+    let punched = file.lease.while_intact(|| space::punch_all(&*file.fd, file.stat.size));
+    let keep = |what: &'static str| {
+        move |e: std::io::Error| Abort::Keep(FileOutcome::io(what, &e))
+    };
+    punched
+        .ok_or_else(|| Abort::Undo(open_elsewhere()))?
+        .map_err(keep("the data cannot be taken away"))?;
+    // A crash here leaves other times on a good stub. The object has the right ones.
+    inode::restore_times(&*file.fd, &file.stat).map_err(keep("the times cannot be restored"))?;
+    inode::stat(&*file.fd).map_err(keep("the file cannot be examined"))
+}
+
+fn row(pool: &Pool, candidate: &Candidate, file: &Ready, stat: &Stat) -> FileRow {
+    FileRow {
+        key: candidate.file.key.clone(),
+        object: Some(file.copy.object),
+        state: FileState::Offline,
+        version: stat.version(file.generation),
+        local_bytes: Some(stat.allocated),
+        path_hint: pool.relative(&candidate.name),
+        archived_at_ns: Some(file.copy.archived_at_ns),
+    }
+}
+
+/// Step 9, or the way back.
+fn finish(
+    pool: &Arc<Pool>,
+    file: &Ready,
+    result: Result<FileRow, Abort>,
+    intent: IntentId,
+    catalogue: &mut Batch,
+) -> FileOutcome {
+    match result {
+        Ok(row) => {
+            let bytes = file.stat.allocated;
+            add(&pool.metrics.released, 1);
+            add(&pool.metrics.bytes_released, bytes);
+            catalogue.upserts.push(row);
+            catalogue.finished.push(intent);
+            FileOutcome::done(bytes)
+        }
+        Err(Abort::Undo(outcome)) => {
+            match pool.attributes.remove_marker(InodeFd::Open(file.fd.as_fd())) {
+                Ok(_) => catalogue.finished.push(intent),
+                // The file is offline for everybody, and its data will be recalled.
+                Err(error) => tracing::error!(%error, "the marker of an unreleased file stays"),
+            }
+            outcome
+        }
+        // The intent stays open: the next start finishes it.
+        Err(Abort::Keep(outcome)) => outcome,
+    }
+}
+
+/// Recovery: finishes a release that stopped between marker and punch, if nobody uses the file.
+/// Returns the row for the catalogue.
+pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
+    let claim = pool.claim(&candidate.file, Job::Release)?;
+    let fd = Arc::new(pool.open_invisible(candidate.path.as_fd()).ok()?);
+    let lease = Lease::take(Arc::clone(&fd), LeaseKind::Write, &pool.breaks).ok()??;
+    let open = InodeFd::Open(fd.as_fd());
+    let marker = pool.attributes.marker(open).ok()??;
+    let record = pool.attributes.record(open).ok()??;
+    let copy = record.archived.filter(|c| c.object == marker.object)?;
+    let stat = inode::stat(&*fd).ok()?;
+    // The marker may have been set by a process that died before its sync.
+    rustix::fs::fsync(&*fd).ok()?;
+    if stat.size != marker.size || !lease.retake().ok()? {
+        return None;
+    }
+    lease.while_intact(|| space::punch_all(&*fd, stat.size))?.ok()?;
+    inode::restore_times(&*fd, &stat).ok()?;
+    let generation = inode::generation(&*fd).ok()?;
+    let file = Ready { lease, fd, stat, copy, generation, _claim: claim };
+    let now = inode::stat(&*file.fd).ok()?;
+    Some(row(pool, candidate, &file, &now))
+}

@@ -1,0 +1,6 @@
+//! Finding files: named ones, and all below a directory. Never through a symbolic link, never
+//! into another file system.
+
+mod walk;
+
+pub use walk::{Found, Walker, WalkError, relative_to};
