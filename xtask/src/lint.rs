@@ -4,12 +4,15 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use crate::process::{answers, cargo, must};
+use crate::process::{answers, cargo, must, root};
 use crate::steps::{note, step};
 
 /// Runs them all; the first failure ends it.
 pub(crate) fn run() -> Result<ExitCode> {
-    step("rustfmt: one format", || must(cargo().args(["fmt", "--all", "--check"])))?;
+    step("rustfmt: one format", || {
+        must(cargo().args(["fmt", "--all", "--check"]))?;
+        must(cargo().current_dir(root().join("fuzz")).args(["fmt", "--check"]))
+    })?;
     step("clippy: warnings are errors", || {
         let args = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
         must(cargo().args(args))
