@@ -2,7 +2,9 @@
 //!
 //! The checks compare with the tree that the files were copied from, which hsm never touches.
 
+use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -160,9 +162,27 @@ impl Demo<'_> {
         step("hsm release: the data leaves the file system, names and sizes stay", || {
             let time = self.lab.verb("release", tree)?;
             self.rate("released", time);
-            Ok(())
+            self.assert_gone(tree)
         })?;
         self.du("after the release", tree)
+    }
+
+    /// Otherwise what follows would prove nothing: every file is offline by what hsm counts, and
+    /// the large ones by what the file system says.
+    fn assert_gone(&self, tree: &Path) -> Result<()> {
+        let mut inodes = HashSet::new();
+        for file in files_below(tree)? {
+            let meta = fs::symlink_metadata(&file)?;
+            let kept = meta.len() >= 64 << 10 && meta.blocks() > 16;
+            ensure!(!kept, "{} still has {} blocks", file.display(), meta.blocks());
+            if meta.len() > 0 {
+                inodes.insert(meta.ino());
+            }
+        }
+        let (offline, all) = (self.lab.hsm.count("offline")?, inodes.len() as u64);
+        ensure!(offline == all, "{offline} of {all} files are offline");
+        note(&format!("{offline} files are offline"));
+        Ok(())
     }
 
     fn rate(&self, what: &str, elapsed: Duration) {
