@@ -17,11 +17,13 @@ use clap::Args;
 use hsm_lab::sandbox::Role;
 use hsm_lab::stats::{bytes, median, percentile};
 use hsm_lab::{Content, FsKind, LoopFs, Run};
-use serde::Serialize;
 
+use self::results::{Latency, Results, Row};
 use crate::demo::parse_fs;
 use crate::lab::{LIMIT, Lab, drop_caches, enter, exe, read_latency, timed};
 use crate::steps::{note, step};
+
+mod results;
 
 /// Options of `cargo xtask bench`.
 #[derive(Args)]
@@ -97,77 +99,6 @@ fn inside(options: &Options, dir: &Path) -> Result<()> {
     fs::write(&options.json, serde_json::to_vec_pretty(&results)?)?;
     note(&format!("the same as JSON: {}", options.json.display()));
     Ok(())
-}
-
-/// One comparison.
-#[derive(Serialize)]
-struct Row {
-    what: String,
-    cache: &'static str,
-    hsm_seconds: f64,
-    cp_seconds: Option<f64>,
-    /// How many times as fast as cp; more is better.
-    times_cp: Option<f64>,
-    rate: String,
-}
-
-#[derive(Serialize)]
-struct Latency {
-    samples: usize,
-    recall_p50_ms: f64,
-    recall_p99_ms: f64,
-    online_cold_p50_ms: f64,
-    online_warm_p50_ms: f64,
-}
-
-#[derive(Serialize)]
-struct Results {
-    fs: String,
-    files: u64,
-    big: u64,
-    rounds: u32,
-    rows: Vec<Row>,
-    latency: Latency,
-    holder_peak_kib: u64,
-    engine_peak_kib: u64,
-}
-
-impl Results {
-    fn render(&self) -> String {
-        let mut text = format!(
-            "\n{} on {}: {} files of 4 KiB, one of {}, medians of {} rounds\n\n{:<28} {:<5} {:>9} {:>9} {:>8}  {}\n",
-            "hsm against cp",
-            self.fs,
-            self.files,
-            bytes(self.big),
-            self.rounds,
-            "what",
-            "cache",
-            "hsm s",
-            "cp s",
-            "x cp",
-            "rate of hsm"
-        );
-        for row in &self.rows {
-            let number = |n: Option<f64>| n.map_or("-".to_owned(), |n| format!("{n:.2}"));
-            let (cp, ratio) = (number(row.cp_seconds), number(row.times_cp));
-            let Row { what, cache, hsm_seconds, rate, .. } = row;
-            text +=
-                &format!("{what:<28} {cache:<5} {hsm_seconds:>9.2} {cp:>9} {ratio:>8}  {rate}\n");
-        }
-        let l = &self.latency;
-        text + &format!(
-            "\nopen+read+close of one 4 KiB file, {} samples: recall p50 {:.3} ms, p99 {:.3} ms \
-             (online: cold {:.3} ms, warm {:.3} ms)\nagent's memory at most: holder {}, engine {}\n",
-            l.samples,
-            l.recall_p50_ms,
-            l.recall_p99_ms,
-            l.online_cold_p50_ms,
-            l.online_warm_p50_ms,
-            bytes(self.holder_peak_kib << 10),
-            bytes(self.engine_peak_kib << 10)
-        )
-    }
 }
 
 struct Bench<'a> {

@@ -9,15 +9,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use hsm_lab::content::{files_below, hash_file};
 use hsm_lab::sandbox::Role;
 use hsm_lab::stats::{bytes, percentile};
 use hsm_lab::{FsKind, Run};
 
+use self::source::{Source, choose};
 use crate::lab::{LIMIT, Lab, drop_caches, enter, exe, read_latency, timed};
 use crate::steps::{note, step};
+
+mod source;
 
 /// Options of `cargo xtask demo`.
 #[derive(Args)]
@@ -35,12 +38,8 @@ pub(crate) fn parse_fs(text: &str) -> Result<FsKind, String> {
     text.parse()
 }
 
-/// A smaller tree proves little.
-const MIN_FILES: u64 = 2000;
-const MIN_BYTES: u64 = 100 << 20;
 /// Single recalls that are timed.
 const SAMPLES: usize = 300;
-const CANDIDATES: [&str; 4] = ["/usr/share", "/usr/lib", "/usr/include", "/usr"];
 
 /// Runs the demo.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
@@ -69,51 +68,6 @@ fn inside(options: &Options, dir: &Path) -> Result<ExitCode> {
     result.and(closed)?;
     println!("\nEvery byte was right. Nothing of this is left on the machine.");
     Ok(ExitCode::SUCCESS)
-}
-
-/// A part of a real tree: some of its top directories.
-struct Source {
-    root: PathBuf,
-    parts: Vec<String>,
-    files: u64,
-    bytes: u64,
-}
-
-fn choose(wanted: Option<&Path>) -> Result<Source> {
-    let candidates = match wanted {
-        Some(tree) => vec![tree.to_path_buf()],
-        None => CANDIDATES.map(PathBuf::from).to_vec(),
-    };
-    for root in candidates.iter().filter(|root| root.is_dir()) {
-        let source = collect(root)?;
-        if source.files >= MIN_FILES && source.bytes >= MIN_BYTES {
-            return Ok(source);
-        }
-    }
-    bail!("none of {candidates:?} has {MIN_FILES} files and {}", bytes(MIN_BYTES));
-}
-
-/// Takes top directories until there is clearly enough; a demo should not take all day.
-fn collect(root: &Path) -> Result<Source> {
-    let mut source = Source { root: root.to_path_buf(), parts: Vec::new(), files: 0, bytes: 0 };
-    let mut names: Vec<_> = fs::read_dir(root)?.collect::<Result<_, _>>()?;
-    names.retain(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    names.sort_by_key(fs::DirEntry::file_name);
-    for entry in names {
-        let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-        let files = files_below(&entry.path())?;
-        let size: u64 = files.iter().flat_map(fs::metadata).map(|meta| meta.len()).sum();
-        if size > MIN_BYTES * 4 {
-            continue;
-        }
-        source.parts.push(name);
-        source.files += files.len() as u64;
-        source.bytes += size;
-        if source.files >= MIN_FILES * 3 / 2 && source.bytes >= MIN_BYTES * 3 / 2 {
-            break;
-        }
-    }
-    Ok(source)
 }
 
 struct Demo<'a> {
