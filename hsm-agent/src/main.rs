@@ -1,14 +1,43 @@
 //! The `hsm` command.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use hsm_agent::cli::{self, Daemon};
+use hsm_agent::config::{Config, LogFormat};
+use hsm_agent::{daemon, holder};
+use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    cli::main(Daemon { run_holder: not_wired, run_engine: not_wired })
+    cli::main(Daemon { run_holder, run_engine })
 }
 
-fn not_wired(_: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no agent")
+/// Reads the configuration only to refuse a bad one at once and to know how to log; the engine
+/// reads it for itself.
+fn run_holder(config: &Path) -> anyhow::Result<()> {
+    start_log(&Config::load(config)?)?;
+    let config = config.canonicalize().context("the configuration has no absolute path")?;
+    let arguments: [OsString; 4] =
+        ["--config".into(), config.into(), "agent".into(), "--engine".into()];
+    match holder::run(&arguments)? {
+        0 => Ok(()),
+        code => std::process::exit(code),
+    }
+}
+
+fn run_engine(config: &Path) -> anyhow::Result<()> {
+    start_log(&Config::load(config)?)?;
+    Ok(daemon::run_engine(config)?)
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&config.agent.log).context("agent.log")?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.agent.log_format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
 }

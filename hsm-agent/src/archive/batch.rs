@@ -16,6 +16,7 @@ use crate::daemon::outcome::{Candidate, FileOutcome};
 use crate::daemon::pool::{Pool, now_ns};
 use crate::marker::{ArchivedCopy, InodeFd, PolicyFlags, Record};
 use crate::recall::store_reason;
+use crate::release::same_content;
 use crate::store::object::ObjectReader;
 use crate::store::{ObjectKey, StoreError};
 use crate::sys::inode;
@@ -51,11 +52,7 @@ struct Ready {
     _claim: Claim,
 }
 
-fn prepare(
-    pool: &Arc<Pool>,
-    candidate: &Candidate,
-    dry_run: bool,
-) -> Result<Ready, FileOutcome> {
+fn prepare(pool: &Arc<Pool>, candidate: &Candidate, dry_run: bool) -> Result<Ready, FileOutcome> {
     let path = InodeFd::Path(candidate.path.as_fd());
     if !candidate.stat.is_file() {
         let detail = "not a regular file";
@@ -121,7 +118,35 @@ fn acquire(
     let stat = inode::stat(&*fd).map_err(|e| FileOutcome::io("the file cannot be examined", &e))?;
     let generation =
         inode::generation(&*fd).map_err(|e| FileOutcome::io("the file has no generation", &e))?;
-    Ok(Ready { lease, fd, stat, generation, id: ObjectId::random(), record, _claim: claim })
+    let file = Ready { lease, fd, stat, generation, id: ObjectId::random(), record, _claim: claim };
+    if vouch_again(pool, candidate, &file) {
+        return Err(FileOutcome::already("archived; its content was compared"));
+    }
+    Ok(file)
+}
+
+/// After a rebuilt catalogue, chmod or rename, only the content can tell whether the copy is still
+/// good. If it is, nothing needs to be stored again.
+fn vouch_again(pool: &Pool, candidate: &Candidate, file: &Ready) -> bool {
+    let Some(copy) = file.record.archived else { return false };
+    let version = file.stat.version(file.generation);
+    if !version.same_data_times(&copy.version) {
+        return false;
+    }
+    let same = same_content(pool, file.fd.as_fd(), copy.object, file.stat.size);
+    if !same.unwrap_or(false) || !file.lease.intact() {
+        return false;
+    }
+    let row = FileRow {
+        key: candidate.file.key.clone(),
+        object: Some(copy.object),
+        state: FileState::Archived,
+        version,
+        local_bytes: Some(file.stat.allocated),
+        path_hint: pool.relative(&candidate.name),
+        archived_at_ns: Some(copy.archived_at_ns),
+    };
+    pool.catalog.commit(&Batch { upserts: vec![row], ..Batch::default() }).is_ok()
 }
 
 fn store_all(
@@ -198,21 +223,16 @@ fn flush(pool: &Pool) -> Result<(), FileOutcome> {
 }
 
 fn verify(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
-    if !pool.config.verifies() {
+    if !pool.verifies() {
         return Ok(());
     }
-    let read_back = async {
-        ObjectReader::open(Arc::clone(&pool.store), file.id).await?.verify_all().await
-    };
+    let read_back =
+        async { ObjectReader::open(Arc::clone(&pool.store), file.id).await?.verify_all().await };
     pool.runtime.block_on(read_back).map_err(|e| store_failed(&e))
 }
 
 /// The lease has held all the time and the version is the same: the object is this data.
-fn write_record(
-    pool: &Pool,
-    candidate: &Candidate,
-    file: &Ready,
-) -> Result<FileRow, FileOutcome> {
+fn write_record(pool: &Pool, candidate: &Candidate, file: &Ready) -> Result<FileRow, FileOutcome> {
     let io = |e: std::io::Error| FileOutcome::io("the file cannot be examined", &e);
     let changed = || FileOutcome::failed(Reason::Changed, "opened for writing while archived");
     let version = file.stat.version(file.generation);

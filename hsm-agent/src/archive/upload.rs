@@ -59,8 +59,7 @@ impl Upload<'_> {
         if !read_full(self.fd, &mut content, 0)? {
             return Err(UploadError::Changed);
         }
-        let object =
-            encode_whole(self.id, content, attributes, extents, self.pool.compression())?;
+        let object = encode_whole(self.id, content, attributes, extents, self.pool.compression())?;
         let key = ObjectKey::new(self.id);
         if let Some(store) = self.pool.store.blocking() {
             match store.put(&key, &object) {
@@ -94,8 +93,7 @@ impl Upload<'_> {
     ) -> Result<(), UploadError> {
         let shift = chunk_shift_for(self.size).ok_or(UploadError::Changed)?;
         let chunk = 1u64 << shift;
-        let mut encoder =
-            ObjectEncoder::new(self.id, self.size, shift, self.pool.compression())?;
+        let mut encoder = ObjectEncoder::new(self.id, self.size, shift, self.pool.compression())?;
         let mut buf = Vec::new();
         for index in 0..self.size.div_ceil(chunk) {
             // Whoever waits to write has been let through; what was read so far is worthless.

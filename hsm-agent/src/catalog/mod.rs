@@ -32,13 +32,16 @@ pub use rows::FileRow;
 pub use write::Batch;
 
 /// Index and intent log of one pool. Blocking: call it from threads that may wait for a disk.
+#[derive(Debug)]
 pub struct Catalog {
     path: PathBuf,
-    writer: Mutex<Writer>,
+    /// Closed before the writer, which can fold the log into the database only as the last one.
     reader: Mutex<Connection>,
+    writer: Mutex<Writer>,
 }
 
 /// The writing connection and the number of the next intent (never reused while the process lives).
+#[derive(Debug)]
 struct Writer {
     conn: Connection,
     next_intent: i64,

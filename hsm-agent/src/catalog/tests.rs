@@ -140,6 +140,33 @@ fn an_intent_is_open_until_the_batch_that_finishes_it() {
     assert!(later[0] > ids[1], "a finished number is not used again");
 }
 
+/// 2 is FULL: SQLite syncs the log at every commit. 1 is NORMAL: only before a checkpoint.
+#[test]
+fn intents_and_revived_objects_wait_for_the_device() {
+    let (_dir, catalog) = fresh();
+    let level = || -> i64 {
+        let writer = catalog.writer();
+        writer.conn.pragma_query_value(None, "synchronous", |row| row.get(0)).expect("pragma")
+    };
+    catalog.commit(&Batch { retired: vec![(object(1), 1)], ..Batch::default() }).expect("commit");
+    assert_eq!(level(), 1);
+    catalog.begin(&[intent(1, IntentOp::Release)]).expect("begin");
+    assert_eq!(level(), 2);
+    upsert(&catalog, vec![row(2, FileState::Archived)]);
+    assert_eq!(level(), 1);
+    upsert(&catalog, vec![row(1, FileState::Archived)]);
+    assert_eq!(level(), 2, "the row names a retired object");
+}
+
+#[test]
+fn closing_leaves_one_file() {
+    let (dir, catalog) = fresh();
+    upsert(&catalog, vec![row(1, FileState::Archived)]);
+    catalog.get(&key(1)).expect("get");
+    drop(catalog);
+    assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
+}
+
 #[test]
 fn a_failing_batch_changes_nothing() {
     let (_dir, catalog) = fresh();
@@ -219,7 +246,7 @@ fn a_newer_schema_is_left_alone_and_named() {
     catalog.writer().conn.pragma_update(None, "user_version", 7).expect("pragma");
     drop(catalog);
     let path = dir.path().join("pool.db");
-    let text = Catalog::open(&path).err().expect("refused").to_string();
+    let text = Catalog::open(&path).expect_err("refused").to_string();
     for part in [path.to_str().expect("utf-8"), "version 7", "`hsm scan --rebuild`"] {
         assert!(text.contains(part), "{text}");
     }
@@ -271,7 +298,7 @@ fn damage_is_reported_with_the_remedy() {
     assert_tells_to_rebuild(&walk.expect_err("damaged"), &path);
     drop(catalog);
     fs::write(&path, [0xee; 8192]).expect("write");
-    assert_tells_to_rebuild(&Catalog::open(&path).err().expect("damaged"), &path);
+    assert_tells_to_rebuild(&Catalog::open(&path).expect_err("damaged"), &path);
 }
 
 #[test]

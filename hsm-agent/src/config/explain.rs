@@ -1,14 +1,13 @@
 //! The configuration in effect, as TOML that parses to the same configuration.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::origin::Origins;
 use super::schema::KEYS;
-use super::{
-    Compression, Config, LogFormat, PoolConfig, RangePrograms, RecallMode, StoreBackend, Verify,
-    units,
-};
+use super::{Config, LogFormat, PoolConfig, RangePrograms, RecallMode, Verify, units};
+use crate::store::StoreKind;
+use crate::store::object::Compression;
 
 /// How a value is shown.
 enum Shown {
@@ -126,28 +125,37 @@ fn of_pool(pool: &PoolConfig, key: &str) -> Shown {
 
 fn store(pool: &PoolConfig, key: &str) -> Shown {
     let store = &pool.store;
-    Shown::Is(match (key, &store.backend) {
-        ("kind", StoreBackend::Local { .. }) => string("local"),
-        ("kind", StoreBackend::S3(_)) => string("s3"),
-        ("path", StoreBackend::Local { path: directory }) => path(directory),
-        ("endpoint", StoreBackend::S3(s3)) => string(&s3.endpoint),
-        ("bucket", StoreBackend::S3(s3)) => string(&s3.bucket),
-        ("prefix", StoreBackend::S3(s3)) => string(&s3.prefix),
-        ("region", StoreBackend::S3(s3)) => string(&s3.region),
-        ("allow_http", StoreBackend::S3(s3)) => s3.allow_http.to_string(),
-        ("access_key_file" | "secret_key_file", StoreBackend::S3(s3)) => match &s3.keys {
-            Some((access, _)) if key == "access_key_file" => path(access),
-            Some((_, secret)) => path(secret),
-            None => return Shown::Unset("requests are not signed"),
+    let of_s3 = |value: &Option<String>, absent| match (store.kind, value) {
+        (StoreKind::S3, Some(value)) => Shown::Is(string(value)),
+        (StoreKind::S3, None) => absent,
+        _ => Shown::Hidden,
+    };
+    let file = |value: &Option<PathBuf>| match value {
+        Some(value) => Shown::Is(path(value)),
+        None => Shown::Hidden,
+    };
+    match key {
+        "kind" => Shown::Is(string(match store.kind {
+            StoreKind::Local => "local",
+            StoreKind::S3 => "s3",
+            StoreKind::Memory => "memory",
+        })),
+        "path" => file(&store.path),
+        "endpoint" => of_s3(&store.endpoint, Shown::Unset("AWS")),
+        "bucket" => of_s3(&store.bucket, Shown::Hidden),
+        "prefix" => of_s3(&store.prefix, Shown::Unset("keys begin with the object's own name")),
+        "region" => of_s3(&store.region, Shown::Unset("us-east-1, which most servers ignore")),
+        "access_key_file" => file(&store.access_key_file),
+        "secret_key_file" => file(&store.secret_key_file),
+        "allow_http" if store.kind == StoreKind::S3 => Shown::Is(store.allow_http.to_string()),
+        "deadline" => Shown::Is(string(&units::duration(store.deadline))),
+        "retries" => Shown::Is(store.retries.to_string()),
+        "rate_limit" => match store.rate_limit {
+            Some(limit) => Shown::Is(string(&units::size(limit))),
+            None => Shown::Unset("unlimited"),
         },
-        ("deadline", _) => string(&units::duration(store.deadline)),
-        ("retries", _) => store.retries.to_string(),
-        ("rate_limit", _) => match store.rate_limit {
-            Some(limit) => string(&units::size(limit)),
-            None => return Shown::Unset("unlimited"),
-        },
-        _ => return Shown::Hidden,
-    })
+        _ => Shown::Hidden,
+    }
 }
 
 fn programs(programs: &RangePrograms) -> String {

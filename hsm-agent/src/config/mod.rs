@@ -11,7 +11,6 @@ mod origin;
 mod problem;
 mod raw;
 mod schema;
-mod store;
 mod types;
 mod units;
 mod validate;
@@ -20,10 +19,7 @@ use std::path::Path;
 
 pub use problem::{ConfigError, Problem};
 pub use schema::{KEYS, Key, Kind};
-pub use store::{S3Config, StoreBackend, StoreConfig};
-pub use types::{
-    AgentConfig, Compression, Limits, LogFormat, PoolConfig, RangePrograms, RecallMode, Verify,
-};
+pub use types::{AgentConfig, Limits, LogFormat, PoolConfig, RangePrograms, RecallMode, Verify};
 
 use origin::Origins;
 use raw::RawConfig;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::origin::Origins;
 use super::types::{AgentConfig, Limits, RecallMode, Verify};
 use super::{ConfigError, schema};
+use crate::store::StoreConfig;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -41,32 +42,7 @@ pub(super) struct RawPool {
     pub(super) marker: Option<String>,
     #[serde(with = "humantime_serde")]
     pub(super) retention: Option<Duration>,
-    pub(super) store: RawStore,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum RawKind {
-    Local,
-    S3,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct RawStore {
-    pub(super) kind: Option<RawKind>,
-    pub(super) path: PathBuf,
-    pub(super) endpoint: String,
-    pub(super) bucket: String,
-    pub(super) prefix: String,
-    pub(super) region: Option<String>,
-    pub(super) access_key_file: Option<PathBuf>,
-    pub(super) secret_key_file: Option<PathBuf>,
-    pub(super) allow_http: bool,
-    #[serde(with = "humantime_serde")]
-    pub(super) deadline: Option<Duration>,
-    pub(super) retries: Option<u32>,
-    pub(super) rate_limit: Option<ByteSize>,
+    pub(super) store: Option<StoreConfig>,
 }
 
 impl RawConfig {
@@ -75,10 +51,11 @@ impl RawConfig {
         toml::from_str(text).map_err(|error| {
             let key = error.span().and_then(|span| origins.key_at(&span)).unwrap_or_default();
             let problem = origins.problem(key, error.message().trim());
-            match schema::find(key) {
-                Some(known) => problem.hint(format!("expected {}", known.kind.form())).into(),
-                None => problem.into(),
-            }
+            let hint = match schema::find(key) {
+                Some(known) => format!("expected {}", known.kind.form()),
+                None => "docs/CONFIGURATION.md describes the section".to_owned(),
+            };
+            problem.hint(hint).into()
         })
     }
 }

@@ -7,7 +7,8 @@ use bytesize::ByteSize;
 use hsm_common::marker::MARKER_XATTR;
 use serde::Deserialize;
 
-use super::StoreConfig;
+use crate::store::StoreConfig;
+use crate::store::object::Compression;
 
 /// Form of the agent's log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -92,18 +93,6 @@ pub enum RecallMode {
     Range,
 }
 
-/// Whether objects are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// Stored as they are.
-    None,
-    /// Zstandard.
-    Zstd {
-        /// 1 (fast) to 22 (small).
-        level: i32,
-    },
-}
-
 /// How a new object is checked before the record says that it exists.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -159,6 +148,33 @@ pub struct PoolConfig {
     pub retention: Duration,
     /// Where the bytes go.
     pub store: StoreConfig,
+}
+
+impl PoolConfig {
+    /// How chunks of new objects are compressed.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// Whether new objects are read back before the record says that they exist.
+    pub fn verifies(&self) -> bool {
+        self.verify == Verify::Readback
+    }
+
+    /// Whether anything but whole files may be recalled.
+    pub fn ranges_allowed(&self) -> bool {
+        self.recall == RecallMode::Range
+    }
+
+    /// Smaller files, in bytes, always come back whole.
+    pub fn range_min_size(&self) -> u64 {
+        self.range_min_size.as_u64()
+    }
+
+    /// Whether an executable may read ranges.
+    pub fn range_program(&self, program: &Path) -> bool {
+        self.ranges_allowed() && self.range_programs.allow(program)
+    }
 }
 
 /// Default of [`PoolConfig::marker`].

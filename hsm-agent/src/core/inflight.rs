@@ -171,6 +171,11 @@ impl<K: Hash + Eq + Clone> Inflight<K> {
         effects
     }
 
+    /// Whether something is going on with this file.
+    pub fn is_busy(&self, key: &K) -> bool {
+        self.files.contains_key(key)
+    }
+
     /// Files with which something is going on.
     pub fn len(&self) -> usize {
         self.files.len()

@@ -10,6 +10,7 @@ use super::metrics::add;
 use super::pool::{FileRef, Pool};
 use super::waiters::{Waiting, Who};
 use super::work::Priority;
+use crate::config::RecallMode;
 use crate::core::{Access, Effect, Event, Job, Look, Recalled, Ticket, Want};
 use crate::holder::protocol::EventFrame;
 use crate::marker::{InodeFd, MarkerState};
@@ -27,7 +28,7 @@ impl Pool {
             Err(error) => {
                 let file = self.name_of(fd.as_fd());
                 tracing::error!(%error, file = %file.display(), "no file handle; denied");
-                self.answer_kernel(frame.id, Verdict::Deny(libc::EIO));
+                self.answer_kernel(&frame, Verdict::Deny(libc::EIO));
                 return;
             }
         };
@@ -37,7 +38,7 @@ impl Pool {
         }
         let file = FileRef { key, event: Some(Arc::clone(&fd)) };
         let Some(want) = self.want(&frame, &fd, &file) else {
-            self.answer_kernel(frame.id, Verdict::Allow);
+            self.answer_kernel(&frame, Verdict::Allow);
             return;
         };
         let ticket = self.waiters.add(Who::Kernel(frame, fd), file.clone());
@@ -51,21 +52,21 @@ impl Pool {
             Ok(Some(_)) => Verdict::Deny(libc::EAGAIN),
             Err(_) => Verdict::Deny(libc::EIO),
         };
-        self.answer_kernel(frame.id, verdict);
+        self.answer_kernel(frame, verdict);
     }
 
     /// What this access needs. `None`: nothing yet; its content accesses will be asked about.
     fn want(&self, frame: &EventFrame, fd: &OwnedFd, file: &FileRef) -> Option<Want> {
-        if !self.config.ranges_allowed() {
+        if self.config.recall != RecallMode::Range {
             return Some(Want::Whole);
         }
         let Ok(stat) = inode::stat(fd) else { return Some(Want::Whole) };
         let executable = stat.mode & 0o111 != 0;
-        if executable || stat.size < self.config.range_min_size() {
+        if executable || stat.size < self.config.range_min_size.as_u64() {
             return Some(Want::Whole);
         }
-        let program = process::executable(frame.pid)?;
-        if !self.config.range_program(&program) {
+        let Some(program) = process::executable(frame.pid) else { return Some(Want::Whole) };
+        if !self.config.range_programs.allow(&program) {
             return Some(Want::Whole);
         }
         let content = frame.mask.contains(EventMask::PRE_ACCESS);
@@ -74,7 +75,9 @@ impl Pool {
             None if !content => {
                 let marker = self.attributes.marker(InodeFd::Open(fd.as_fd()));
                 let known = matches!(marker, Ok(Some(m)) if m.state != MarkerState::Lost);
-                if known && !self.is_busy(file) { None } else { Some(Want::Whole) }
+                // A writer might truncate at open, which raises no event of its own.
+                let may_wait = known && !self.is_busy(file) && reads_only(fd);
+                if may_wait { None } else { Some(Want::Whole) }
             }
             // Writes, truncation and fallocate cannot be told from reads; but with a read lease
             // nobody has the file open for writing, and truncate(2) comes without a count.
@@ -213,7 +216,8 @@ impl Pool {
         let reads = match &waiting.who {
             // truncate(2) comes without a count, and without raising the write count.
             Who::Kernel(frame, _) => {
-                frame.mask.contains(EventMask::OPEN_PERM) || frame.range.is_some_and(|r| r.count > 0)
+                frame.mask.contains(EventMask::OPEN_PERM)
+                    || frame.range.is_some_and(|r| r.count > 0)
             }
             // Wants it durable.
             Who::User(_) => false,
@@ -236,18 +240,18 @@ impl Pool {
                 if waited > Duration::from_micros(100) {
                     self.metrics.waited(waited);
                 }
-                self.answer_kernel(frame.id, verdict);
+                self.answer_kernel(&frame, verdict);
             }
             // Nobody listens any more: the job was cancelled.
             Who::User(tell) => drop(tell.send(verdict)),
         }
     }
 
-    fn answer_kernel(&self, id: u64, verdict: Verdict) {
+    fn answer_kernel(&self, frame: &EventFrame, verdict: Verdict) {
         if verdict != Verdict::Allow {
             add(&self.metrics.denials, 1);
         }
-        if let Err(error) = self.link.answer(id, verdict) {
+        if let Err(error) = self.link.answer(frame, verdict) {
             tracing::error!(%error, "the holder does not take answers");
         }
     }

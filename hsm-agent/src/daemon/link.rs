@@ -11,6 +11,8 @@ use crate::sys::fanotify::{Group, Verdict};
 #[derive(Debug)]
 pub struct Link {
     socket: OwnedFd,
+    /// Our descriptors of the groups, by the holder's number.
+    groups: Mutex<Vec<Option<Group>>>,
     /// Events that came while something else was awaited.
     early: Mutex<Vec<(EventFrame, OwnedFd)>>,
 }
@@ -23,7 +25,9 @@ impl Link {
         let number: i32 = number.parse().map_err(io::Error::other)?;
         let socket = adopt(number)?;
         match ToEngine::receive(&socket)? {
-            Some((ToEngine::Hello, _)) => Ok(Self { socket, early: Mutex::default() }),
+            Some((ToEngine::Hello, _)) => {
+                Ok(Self { socket, groups: Mutex::default(), early: Mutex::default() })
+            }
             other => Err(io::Error::other(format!("no greeting from the holder: {other:?}"))),
         }
     }
@@ -34,7 +38,9 @@ impl Link {
         loop {
             match ToEngine::receive(&self.socket)? {
                 Some((ToEngine::Group { group }, Some(fd))) => {
-                    return Ok((group, Group::from_fd(fd)));
+                    let opened = Group::from_fd(fd);
+                    self.remember(group, opened.try_clone()?);
+                    return Ok((group, opened));
                 }
                 Some((ToEngine::Event(event), Some(fd))) => {
                     self.early.lock().unwrap_or_else(PoisonError::into_inner).push((event, fd));
@@ -43,6 +49,15 @@ impl Link {
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
+    }
+
+    fn remember(&self, number: u32, group: Group) {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = number as usize;
+        if groups.len() <= number {
+            groups.resize_with(number + 1, || None);
+        }
+        groups[number] = Some(group);
     }
 
     /// The next event. `Ok(None)`: the holder is gone. Several threads may call this.
@@ -55,7 +70,7 @@ impl Link {
                 Some((ToEngine::Event(event), Some(fd))) => return Ok(Some((event, fd))),
                 // A descriptor that did not fit our limit: the holder still has the event.
                 Some((ToEngine::Event(event), None)) => {
-                    self.answer(event.id, Verdict::Deny(libc::EAGAIN))?;
+                    self.answer(&event, Verdict::Deny(libc::EAGAIN))?;
                 }
                 Some(_) => {}
                 None => return Ok(None),
@@ -63,9 +78,16 @@ impl Link {
         }
     }
 
-    /// Answers an event.
-    pub fn answer(&self, id: u64, verdict: Verdict) -> io::Result<()> {
-        ToHolder::Answer { id, verdict }.send(self.socket.as_fd())
+    /// Answers an event. If the holder is gone, the kernel is told directly: the number of the
+    /// event is not reused, because whoever would reuse it is gone.
+    pub fn answer(&self, event: &EventFrame, verdict: Verdict) -> io::Result<()> {
+        let sent = ToHolder::Answer { id: event.id, verdict }.send(self.socket.as_fd());
+        let Err(error) = sent else { return Ok(()) };
+        let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        match groups.get(event.group as usize) {
+            Some(Some(group)) => group.answer(event.event_fd, verdict),
+            _ => Err(error),
+        }
     }
 
     /// Tells that the engine serves.
@@ -77,7 +99,9 @@ impl Link {
 #[expect(unsafe_code, reason = "takes over an inherited descriptor")]
 fn adopt(number: i32) -> io::Result<OwnedFd> {
     if number < 3 {
-        return Err(io::Error::other(format!("{SOCKET_VARIABLE}={number} is no descriptor for us")));
+        return Err(io::Error::other(format!(
+            "{SOCKET_VARIABLE}={number} is no descriptor for us"
+        )));
     }
     // SAFETY: the holder left this descriptor open for us alone, and says its number in a
     // variable that only it sets; this runs once, before anything else opens descriptors.

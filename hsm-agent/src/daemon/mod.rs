@@ -10,13 +10,18 @@
 //! breaks, and a small tokio runtime for the control socket and asynchronous stores.
 
 mod api;
-mod dispatch;
+pub mod dispatch;
 mod engine;
+mod failures;
 mod jobs;
 mod link;
-mod metrics;
+mod lock;
+pub mod metrics;
+mod mount;
+pub mod outcome;
 pub mod pool;
 mod recover;
+mod sentinel;
 mod waiters;
 mod work;
 

@@ -2,23 +2,28 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
+use super::failures::Failures;
+use super::link::Link;
 use super::metrics::Metrics;
 use super::waiters::Waiters;
+use super::work::Workers;
 use crate::catalog::Catalog;
-use crate::config::PoolConfig;
+use crate::config::{PoolConfig, Verify};
 use crate::core::{FileKey, Inflight};
 use crate::intercept::Interceptor;
 use crate::marker::{Attributes, InodeFd};
 use crate::recall::{Budget, Settler};
 use crate::store::Store;
 use crate::store::object::Compression;
-use crate::sys::fanotify::MarkTarget;
+use crate::sys::fanotify::{Group, MarkTarget};
 use crate::sys::invisible::InvisibleOpener;
 use crate::sys::lease::BreakWatch;
 use crate::sys::{handle, inode};
@@ -43,6 +48,8 @@ pub struct Pool {
     pub fs_type: String,
     /// The kernel's side of the watch.
     pub interceptor: Box<dyn Interceptor>,
+    /// The same watch as a group, for the case that the holder dies.
+    pub kernel: Group,
     /// Where the bytes of cold files are.
     pub store: Arc<dyn Store>,
     /// Index and intents.
@@ -67,6 +74,16 @@ pub struct Pool {
     pub openers: Mutex<Vec<InvisibleOpener>>,
     /// Chunks in flight per recall.
     pub recall_parallel: usize,
+    /// How long a reader waits at most.
+    pub recall_deadline: Duration,
+    /// Threads that carry out recalls.
+    pub workers: Arc<Workers>,
+    /// Way back to the kernel.
+    pub link: Arc<Link>,
+    /// Why recalls failed, for the jobs that asked for them.
+    pub failures: Failures,
+    /// The agent is stopping: nothing new is begun.
+    pub stopping: Arc<AtomicBool>,
 }
 
 impl Pool {
@@ -114,12 +131,27 @@ impl Pool {
 
     /// How chunks are compressed.
     pub fn compression(&self) -> Compression {
-        self.config.compression()
+        self.config.compression
+    }
+
+    /// Whether objects are read back before a record names them.
+    pub fn verifies(&self) -> bool {
+        self.config.verify == Verify::Readback
     }
 
     /// Path for messages, below the mount point as it is now.
     pub fn name_of(&self, fd: BorrowedFd<'_>) -> PathBuf {
         inode::path_hint(fd)
+    }
+
+    /// The path below the mount point, as objects and the catalogue keep it.
+    pub fn relative(&self, path: &Path) -> Vec<u8> {
+        path.strip_prefix(self.mount()).unwrap_or(path).as_os_str().as_bytes().to_vec()
+    }
+
+    /// [`Self::relative`] of an open file, as far as the kernel knows a path.
+    pub fn hint(&self, fd: BorrowedFd<'_>) -> Vec<u8> {
+        self.relative(&self.name_of(fd))
     }
 
     /// The mount point.

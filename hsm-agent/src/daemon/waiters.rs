@@ -1,6 +1,6 @@
 //! Who waits for a file: readers in the kernel, and users who asked for a recall.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -58,6 +58,20 @@ impl Waiters {
     /// Lets somebody go.
     pub fn remove(&self, ticket: Ticket) -> Option<Waiting> {
         self.all().remove(&ticket)
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.all().is_empty()
+    }
+
+    /// The kernel's numbers of all events that somebody works on.
+    pub fn event_numbers(&self) -> HashSet<i32> {
+        let number = |w: &Waiting| match &w.who {
+            Who::Kernel(frame, _) => Some(frame.event_fd),
+            Who::User(_) => None,
+        };
+        self.all().values().filter_map(number).collect()
     }
 
     /// Everybody, longest waiting first.

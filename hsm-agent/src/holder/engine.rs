@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-use super::protocol::{SOCKET_VARIABLE, ToEngine};
+use super::protocol::{RESTARTS_VARIABLE, SOCKET_VARIABLE, ToEngine};
 use super::shared::Shared;
 use crate::sys::message;
 
@@ -22,12 +22,17 @@ impl Engine {
     /// Starts an engine and greets it. The greeting comes after its process id is known to the
     /// readers: before that it must not touch a managed file system, because its accesses would
     /// be sent to itself.
-    pub(super) fn start(shared: &Shared, arguments: &[std::ffi::OsString]) -> io::Result<Self> {
+    pub(super) fn start(
+        shared: &Shared,
+        arguments: &[std::ffi::OsString],
+        earlier: u64,
+    ) -> io::Result<Self> {
         let (ours, theirs) = message::pair()?;
         message::keep_on_exec(&theirs)?;
         let child = Command::new(Path::new("/proc/self/exe"))
             .args(arguments)
             .env(SOCKET_VARIABLE, theirs.as_raw_fd().to_string())
+            .env(RESTARTS_VARIABLE, earlier.to_string())
             .env_remove("NOTIFY_SOCKET")
             .spawn()?;
         drop(theirs);

@@ -11,6 +11,8 @@ use crate::sys::message;
 
 /// Environment variable that tells the engine its end of the socket pair.
 pub const SOCKET_VARIABLE: &str = "HSM_HOLDER_SOCKET";
+/// Environment variable that tells the engine how many engines there were before it.
+pub const RESTARTS_VARIABLE: &str = "HSM_ENGINE_RESTARTS";
 /// Longest name of a group (a pool's name).
 pub const MAX_NAME: usize = 64;
 

@@ -54,7 +54,7 @@ pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
         .map_err(system("receive signals"))?;
     let room = raise_descriptor_limit().saturating_sub(SPARE_DESCRIPTORS).min(MAX_WAITING);
     let shared = Arc::new(Shared::new(room as usize).map_err(system("make an eventfd"))?);
-    let engine = Engine::start(&shared, arguments).map_err(system("start its engine"))?;
+    let engine = Engine::start(&shared, arguments, 0).map_err(system("start its engine"))?;
     let mut holder = Holder {
         shared,
         arguments,
@@ -70,6 +70,7 @@ pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
 
 #[derive(Debug, Default)]
 struct Restart {
+    count: u64,
     at: Option<Instant>,
     backoff: Duration,
     without_engine_since: Option<Instant>,
@@ -191,7 +192,7 @@ impl Holder<'_> {
     }
 
     fn ready(&mut self) {
-        self.restart = Restart::default();
+        self.restart = Restart { count: self.restart.count, ..Restart::default() };
         self.shared.denying.store(false, Ordering::SeqCst);
         if !self.served {
             tracing::info!("ready");
@@ -225,7 +226,8 @@ impl Holder<'_> {
         let now = Instant::now();
         if self.restart.at.is_some_and(|at| at <= now) && self.stopping.is_none() {
             self.restart.at = None;
-            match Engine::start(&self.shared, self.arguments) {
+            self.restart.count += 1;
+            match Engine::start(&self.shared, self.arguments, self.restart.count) {
                 Ok(engine) => self.engine = Some(engine),
                 Err(error) => {
                     tracing::error!(%error, "the engine could not be started");

@@ -17,3 +17,6 @@ pub use hsm_common::marker::{MAP_XATTR, MARKER_LEN, MARKER_XATTR, RECORD_XATTR};
 pub use inode::{Attributes, InodeError, InodeFd};
 pub use map::{MAX_MAP_LEN, MapError, ResidencyMap};
 pub use record::{ArchivedCopy, PolicyFlags, RECORD_LEN, Record, RecordError};
+
+#[cfg(test)]
+mod doc_tests;

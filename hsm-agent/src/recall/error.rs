@@ -66,10 +66,9 @@ impl RecallError {
             Self::Store(StoreError::Unavailable { .. }) | Self::Deadline | Self::Stopping => {
                 libc::EAGAIN
             }
-            Self::Store(_)
-            | Self::Inode(_)
-            | Self::Mismatch { .. }
-            | Self::SizeChanged { .. } => libc::EIO,
+            Self::Store(_) | Self::Inode(_) | Self::Mismatch { .. } | Self::SizeChanged { .. } => {
+                libc::EIO
+            }
             Self::Local { source, .. } => match source.raw_os_error() {
                 Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
                 _ => libc::EIO,

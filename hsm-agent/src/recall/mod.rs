@@ -12,10 +12,10 @@
 mod budget;
 mod error;
 mod plan;
-mod settle;
+pub mod settle;
 mod worker;
 
 pub use budget::Budget;
-pub use error::RecallError;
+pub use error::{RecallError, store_reason};
 pub use settle::{Settle, Settler};
 pub use worker::{Recall, RecallOutcome, recall};

@@ -112,7 +112,8 @@ impl Filling<'_> {
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
-                let bytes = self.one(*index).inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
+                let bytes =
+                    self.one(*index).inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
                 written.fetch_add(bytes, Ordering::Relaxed);
             }
             Ok(())

@@ -8,10 +8,10 @@ use super::eligible::{Eligibility, eligible};
 use crate::catalog::{Batch, FileRow, IntentId, IntentOp, NewIntent};
 use crate::control::types::Reason;
 use crate::core::{FileState, Job};
+use crate::daemon::dispatch::Claim;
 use crate::daemon::metrics::add;
 use crate::daemon::outcome::{Candidate, FileOutcome};
 use crate::daemon::pool::{Pool, now_ns};
-use crate::daemon::dispatch::Claim;
 use crate::marker::{ArchivedCopy, InodeFd, Marker, MarkerFlags, MarkerState};
 use crate::store::object::chunk_shift_for;
 use crate::sys::inode::Stat;
@@ -148,12 +148,7 @@ fn open_elsewhere() -> FileOutcome {
     )
 }
 
-fn compare(
-    pool: &Pool,
-    fd: &OwnedFd,
-    copy: &ArchivedCopy,
-    stat: &Stat,
-) -> Result<(), FileOutcome> {
+fn compare(pool: &Pool, fd: &OwnedFd, copy: &ArchivedCopy, stat: &Stat) -> Result<(), FileOutcome> {
     match same_content(pool, fd.as_fd(), copy.object, stat.size) {
         Ok(true) => {
             inode::restore_times(fd, stat).map_err(|e| FileOutcome::io("times", &e))?;
@@ -264,9 +259,7 @@ fn take_away(file: &Ready) -> Result<Stat, Abort> {
         return Err(Abort::Undo(open_elsewhere()));
     }
     let punched = file.lease.while_intact(|| space::punch_all(&*file.fd, file.stat.size));
-    let keep = |what: &'static str| {
-        move |e: std::io::Error| Abort::Keep(FileOutcome::io(what, &e))
-    };
+    let keep = |what: &'static str| move |e: std::io::Error| Abort::Keep(FileOutcome::io(what, &e));
     punched
         .ok_or_else(|| Abort::Undo(open_elsewhere()))?
         .map_err(keep("the data cannot be taken away"))?;

@@ -11,7 +11,7 @@ use crate::store::object::{ChunkEntry, ObjectReader};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CompareError {
+pub(crate) enum CompareError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the file cannot be read: {0}")]
@@ -19,7 +19,7 @@ pub(super) enum CompareError {
 }
 
 /// Hashes the file chunk by chunk against the manifest. Needs the exclusive lease.
-pub(super) fn same_content(
+pub(crate) fn same_content(
     pool: &Pool,
     fd: BorrowedFd<'_>,
     object: ObjectId,

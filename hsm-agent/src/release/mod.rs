@@ -15,3 +15,4 @@ mod compare;
 mod eligible;
 
 pub use batch::{release, repunch};
+pub(crate) use compare::{read_full, same_content};

@@ -3,4 +3,4 @@
 
 mod walk;
 
-pub use walk::{Found, Walker, WalkError, relative_to};
+pub use walk::{Found, WalkError, Walker, relative_to};

@@ -22,3 +22,9 @@ pub fn command(pid: i32) -> String {
         .map(|b| String::from_utf8_lossy(b.trim_ascii_end()).into_owned())
         .unwrap_or_default()
 }
+
+/// The effective user of a process, as long as it exists.
+pub fn uid(pid: i32) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(format!("/proc/{pid}")).ok().map(|m| m.uid())
+}

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::Findings;
-use crate::config::{AgentConfig, Limits, PoolConfig, StoreBackend};
+use super::store::paths;
+use crate::config::{AgentConfig, Limits, PoolConfig};
+use crate::store::StoreConfig;
 
 pub(super) fn check(
     agent: &AgentConfig,
@@ -61,16 +63,8 @@ fn store_below_mount(
     other: &PoolConfig,
     findings: &mut Findings<'_>,
 ) {
-    let at = |key: &str| format!("pool[{index}].store.{key}");
-    match &other.store.backend {
-        StoreBackend::Local { path } => below_mount(pool, &at("path"), path, findings),
-        StoreBackend::S3(s3) => {
-            let (access, secret) = s3.keys.as_ref().map(|(a, s)| (a, s)).unzip();
-            let keys = [("access_key_file", access), ("secret_key_file", secret)];
-            for (key, path) in keys.into_iter().filter_map(|(key, path)| path.map(|p| (key, p))) {
-                below_mount(pool, &at(key), path, findings);
-            }
-        }
+    for (key, path) in paths(&other.store) {
+        below_mount(pool, &format!("pool[{index}].store.{key}"), path, findings);
     }
 }
 
@@ -78,10 +72,8 @@ fn store_below_mount(
 /// one pool would not know the objects of the other.
 fn stores_apart(pools: &[PoolConfig], findings: &mut Findings<'_>) {
     for (index, pool) in pools.iter().enumerate() {
-        let first = pools
-            .iter()
-            .take(index)
-            .position(|earlier| overlap(&earlier.store.backend, &pool.store.backend));
+        let first =
+            pools.iter().take(index).position(|earlier| overlap(&earlier.store, &pool.store));
         if let Some(first) = first {
             let message =
                 format!("the store of pool[{first}] is the same, or inside, or around it");
@@ -91,20 +83,20 @@ fn stores_apart(pools: &[PoolConfig], findings: &mut Findings<'_>) {
     }
 }
 
-fn overlap(a: &StoreBackend, b: &StoreBackend) -> bool {
-    match (a, b) {
-        (StoreBackend::Local { path: a }, StoreBackend::Local { path: b }) => {
-            is_below(a, b) || is_below(b, a)
-        }
-        (StoreBackend::S3(a), StoreBackend::S3(b)) => {
-            let server = |endpoint: &str| endpoint.trim_end_matches('/').to_ascii_lowercase();
-            let (p, q) = (Path::new(&a.prefix), Path::new(&b.prefix));
-            server(&a.endpoint) == server(&b.endpoint)
-                && a.bucket == b.bucket
-                && (p.starts_with(q) || q.starts_with(p))
-        }
-        _ => false,
+fn overlap(a: &StoreConfig, b: &StoreConfig) -> bool {
+    let nested = |p: &Path, q: &Path| p.starts_with(q) || q.starts_with(p);
+    if let (Some(p), Some(q)) = (&a.path, &b.path) {
+        return nested(p, q);
     }
+    let bucket = |s: &StoreConfig| {
+        let server = s.endpoint.as_deref().unwrap_or_default().trim_end_matches('/');
+        (s.kind, server.to_ascii_lowercase(), s.bucket.clone())
+    };
+    let prefix =
+        |s: &StoreConfig| s.prefix.clone().unwrap_or_default().trim_matches('/').to_owned();
+    a.bucket.is_some()
+        && bucket(a) == bucket(b)
+        && nested(Path::new(&prefix(a)), Path::new(&prefix(b)))
 }
 
 /// A missing path is another finding's matter.

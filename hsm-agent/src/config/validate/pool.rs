@@ -8,7 +8,9 @@ use bytesize::ByteSize;
 use super::{Findings, store};
 use crate::config::raw::{RawCompression, RawPool};
 use crate::config::types::DEFAULT_MARKER;
-use crate::config::{Compression, PoolConfig, RangePrograms, RecallMode};
+use crate::config::{PoolConfig, RangePrograms, RecallMode};
+use crate::store::object::Compression;
+use crate::store::{StoreConfig, StoreKind};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -42,6 +44,7 @@ pub(super) fn build(index: usize, raw: RawPool, findings: &mut Findings<'_>) -> 
             "backups and snapshots may still hold files that need the object: days are usual";
         findings.warning(&at("retention"), "deleted files lose their object soon", hint);
     }
+    store::check(index, raw.store.as_ref(), findings);
     PoolConfig {
         range_programs: range_programs(index, raw.recall, raw.range_programs, findings),
         compression: compression(index, &raw.compression, raw.compression_level, findings),
@@ -53,7 +56,8 @@ pub(super) fn build(index: usize, raw: RawPool, findings: &mut Findings<'_>) -> 
         verify: raw.verify,
         marker,
         retention,
-        store: store::build(index, raw.store, findings),
+        // The placeholder goes nowhere: without the section there is no configuration.
+        store: raw.store.unwrap_or_else(|| StoreConfig::of_kind(StoreKind::Memory)),
     }
 }
 

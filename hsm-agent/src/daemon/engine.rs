@@ -1,0 +1,353 @@
+//! Wiring: what exists in the engine, in which order it starts and stops.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::api::Api;
+use super::link::Link;
+use super::lock::{AgentLock, LockError};
+use super::metrics::Metrics;
+use super::mount::{self, MountError};
+use super::pool::Pool;
+use super::waiters::Waiters;
+use super::work::Workers;
+use super::{recover, sentinel};
+use crate::catalog::{Catalog, CatalogError};
+use crate::config::{Config, ConfigError, PoolConfig};
+use crate::control::server::{BindError, ControlSocket, ServerOptions, serve};
+use crate::core::Inflight;
+use crate::intercept::{Interceptor, UserFilter};
+use crate::marker::Attributes;
+use crate::recall::{Budget, Settle, Settler, settle};
+use crate::store::StoreError;
+use crate::sys::lease::BreakWatch;
+use crate::sys::{process, signal};
+
+/// Threads that take events from the holder. Each only looks at a marker; more than one, because
+/// reading it may wait for the disk.
+const EVENT_THREADS: usize = 4;
+/// Recalls in work at once. They mostly wait for the store.
+const RECALL_THREADS: usize = 16;
+/// A stopping engine lets recalls in work finish for so long, then denies who still waits.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// Then it waits so long for what is in place to become durable.
+const SETTLE_GRACE: Duration = Duration::from_secs(15);
+
+/// Why the engine could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A mount point that cannot be managed.
+    #[error("pool {pool}: {source}")]
+    Mount {
+        /// Pool.
+        pool: String,
+        /// Why.
+        source: MountError,
+    },
+    /// The store of a pool.
+    #[error("pool {pool}: {source}")]
+    Store {
+        /// Pool.
+        pool: String,
+        /// Why.
+        source: StoreError,
+    },
+    /// The catalogue of a pool.
+    #[error("pool {pool}: {source}")]
+    Catalog {
+        /// Pool.
+        pool: String,
+        /// Why.
+        source: CatalogError,
+    },
+    /// Another agent.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] BindError),
+    /// A system call.
+    #[error("{what}: {source}")]
+    System {
+        /// What was attempted.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> EngineError {
+    let what = what.into();
+    move |source| EngineError::System { what, source }
+}
+
+/// Runs the engine until it is told to stop or the holder is gone for good.
+pub fn run_engine(config: &Path) -> Result<(), EngineError> {
+    // SIGIO would kill us: it is what the kernel sends for a broken lease without a signal of its
+    // own. Blocked before any thread exists, so in all of them.
+    signal::block(&[libc::SIGIO, signal::lease_break_signal()]).map_err(system("signals"))?;
+    process::raise_descriptor_limit();
+    let link = Arc::new(Link::from_holder().map_err(system("no holder"))?);
+    let config = Config::load(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(system("no runtime"))?;
+    let engine = Engine::start(&config, &link, runtime.handle())?;
+    let result = runtime.block_on(engine.serve(&config));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+struct Engine {
+    pools: Vec<Arc<Pool>>,
+    link: Arc<Link>,
+    stopping: Arc<AtomicBool>,
+    /// The holder is gone.
+    orphaned: CancellationToken,
+    _lock: AgentLock,
+}
+
+impl Engine {
+    fn start(
+        config: &Config,
+        link: &Arc<Link>,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Self, EngineError> {
+        std::fs::create_dir_all(&config.agent.state_dir)
+            .map_err(system(format!("{}", config.agent.state_dir.display())))?;
+        let lock = AgentLock::look(&config.agent)?;
+        let shared = Shared {
+            breaks: BreakWatch::start().map_err(system("no watch on leases"))?,
+            budget: Arc::new(Budget::new(config.limits.recall_memory.as_u64())),
+            workers: Workers::start(RECALL_THREADS, config.limits.bulk_jobs as usize * 2)
+                .map_err(system("no threads"))?,
+            stopping: Arc::new(AtomicBool::new(false)),
+            runtime: runtime.clone(),
+        };
+        let mut watched = Vec::new();
+        for pool in &config.pools {
+            watched.push(Watched::begin(config, pool, link)?);
+        }
+        // Only now, with our own watch in place, may an orphan of an earlier agent go.
+        let lock = lock.take_over()?;
+        let mut pools = Vec::new();
+        for watched in watched {
+            pools.push(watched.open(config, link, &shared)?);
+        }
+        let engine = Self {
+            pools,
+            link: Arc::clone(link),
+            stopping: shared.stopping,
+            orphaned: CancellationToken::new(),
+            _lock: lock,
+        };
+        engine.start_event_threads()?;
+        for pool in &engine.pools {
+            let failed = |source| EngineError::Catalog { pool: pool.config.name.clone(), source };
+            recover::intents(pool).map_err(failed)?;
+            recover::open_files(pool);
+        }
+        Ok(engine)
+    }
+
+    fn start_event_threads(&self) -> Result<(), EngineError> {
+        for n in 0..EVENT_THREADS {
+            let (link, pools) = (Arc::clone(&self.link), self.pools.clone());
+            let orphaned = self.orphaned.clone();
+            std::thread::Builder::new()
+                .name(format!("events-{n}"))
+                .spawn(move || take_events(&link, &pools, &orphaned))
+                .map_err(system("no threads"))?;
+        }
+        Ok(())
+    }
+
+    async fn serve(&self, config: &Config) -> Result<(), EngineError> {
+        let stop = CancellationToken::new();
+        let api = Arc::new(Api {
+            pools: self.pools.clone(),
+            started: Instant::now(),
+            default_jobs: config.limits.bulk_jobs as usize,
+            release_batch: config.limits.release_batch as usize,
+            stop: stop.clone(),
+        });
+        let socket = ControlSocket::bind(&config.agent.socket)?;
+        let server = tokio::spawn(serve(socket, api, ServerOptions::default(), stop.clone()));
+        self.link.ready().map_err(system("the holder does not listen"))?;
+        let mut signals = Signals::new().map_err(system("signals"))?;
+        let orphaned = tokio::select! {
+            () = signals.stop() => false,
+            () = self.orphaned.cancelled() => true,
+        };
+        if orphaned {
+            tracing::error!(
+                "the holder died; offline files are denied until an agent is started again"
+            );
+            sentinel::start(&self.pools);
+        }
+        self.stop(&stop, server).await;
+        if orphaned {
+            signals.stop().await;
+        }
+        Ok(())
+    }
+
+    /// Nothing new begins, jobs end between files, recalls in work get their grace, who still
+    /// waits is denied, what is in place becomes durable.
+    async fn stop(&self, stop: &CancellationToken, server: tokio::task::JoinHandle<()>) {
+        self.stopping.store(true, Ordering::SeqCst);
+        stop.cancel();
+        let deadline = Instant::now() + STOP_GRACE;
+        while Instant::now() < deadline && self.pools.iter().any(|p| !p.waiters.is_empty()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for pool in &self.pools {
+            for (ticket, _) in pool.waiters.list() {
+                pool.abandon(ticket, libc::EAGAIN);
+            }
+        }
+        let deadline = Instant::now() + SETTLE_GRACE;
+        while Instant::now() < deadline && self.pools.iter().any(|p| !p.settler.is_empty()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the control server died");
+        }
+    }
+}
+
+/// The signals that mean "stop".
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn take_events(link: &Link, pools: &[Arc<Pool>], orphaned: &CancellationToken) {
+    loop {
+        match link.next_event() {
+            Ok(Some((frame, fd))) => match pools.get(frame.group as usize) {
+                Some(pool) => pool.take_event(frame, fd),
+                None => tracing::error!(group = frame.group, "event of an unknown group"),
+            },
+            Ok(None) => return orphaned.cancel(),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                tracing::error!(%error, "the holder cannot be heard");
+                return orphaned.cancel();
+            }
+        }
+    }
+}
+
+/// What all pools share.
+struct Shared {
+    breaks: BreakWatch,
+    budget: Arc<Budget>,
+    workers: Arc<Workers>,
+    stopping: Arc<AtomicBool>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// A file system whose watch is in place.
+struct Watched {
+    config: PoolConfig,
+    root: OwnedFd,
+    fs_type: &'static str,
+    interceptor: UserFilter,
+    kernel: crate::sys::fanotify::Group,
+}
+
+impl Watched {
+    fn begin(config: &Config, pool: &PoolConfig, link: &Link) -> Result<Self, EngineError> {
+        let name = &pool.name;
+        let failed = |source| EngineError::Mount { pool: name.clone(), source };
+        let (root, fs_type) = mount::open(&pool.mount).map_err(failed)?;
+        mount::refuse_own_files(&root, config, pool).map_err(failed)?;
+        let group = link.open_group(name).map_err(system(format!("pool {name}: no watch")))?.1;
+        let parts = || -> io::Result<_> { Ok((group.try_clone()?, root.try_clone()?)) };
+        let (kernel, watched) = parts().map_err(system("descriptors"))?;
+        let interceptor = UserFilter::new(group, watched);
+        interceptor
+            .attach()
+            .map_err(|e| failed(MountError::not_watchable(pool.mount.clone(), e)))?;
+        Ok(Self { config: pool.clone(), root, fs_type, interceptor, kernel })
+    }
+
+    fn open(
+        self,
+        config: &Config,
+        link: &Arc<Link>,
+        shared: &Shared,
+    ) -> Result<Arc<Pool>, EngineError> {
+        let name = self.config.name.clone();
+        let _inside = shared.runtime.enter();
+        let store = crate::store::open(&self.config.store)
+            .map_err(|source| EngineError::Store { pool: name.clone(), source })?;
+        let catalog = Catalog::open(&config.agent.catalog_path(&name))
+            .map_err(|source| EngineError::Catalog { pool: name.clone(), source })?;
+        let (settler, queue) = Settler::new();
+        let pool = Arc::new(Pool {
+            attributes: Attributes::new(&self.config.marker).map_err(system("marker"))?,
+            config: self.config,
+            root: self.root,
+            fs_type: self.fs_type.into(),
+            interceptor: Box::new(self.interceptor),
+            kernel: self.kernel,
+            store,
+            catalog,
+            inflight: Mutex::new(Inflight::default()),
+            waiters: Waiters::default(),
+            settler,
+            budget: Arc::clone(&shared.budget),
+            breaks: shared.breaks.clone(),
+            metrics: Metrics::default(),
+            runtime: shared.runtime.clone(),
+            openers: Mutex::default(),
+            recall_parallel: config.limits.recall_parallel as usize,
+            recall_deadline: config.limits.recall_deadline,
+            workers: Arc::clone(&shared.workers),
+            link: Arc::clone(link),
+            failures: super::failures::Failures::default(),
+            stopping: Arc::clone(&shared.stopping),
+        });
+        start_settler(&pool, queue)?;
+        Ok(pool)
+    }
+}
+
+fn start_settler(pool: &Arc<Pool>, queue: mpsc::Receiver<Settle>) -> Result<(), EngineError> {
+    let settled = Arc::clone(pool);
+    std::thread::Builder::new()
+        .name(format!("settle-{}", pool.config.name))
+        .spawn(move || settle::run(&settled, &queue))
+        .map_err(system("no threads"))?;
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! Jobs of users: find files, do something with each, report.
+//!
+//! One thread walks, a few work. Between them is a bounded queue; a cancelled job stops between
+//! files.
+
+mod ops;
+mod runner;
+mod scan;
+
+pub(super) use runner::{Job, run};

@@ -1,0 +1,268 @@
+//! Walker, workers, reports.
+
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use tokio::sync::mpsc::Sender;
+use tokio_util::sync::CancellationToken;
+
+use super::ops;
+use crate::control::Peer;
+use crate::control::types::{FileReport, JobEvent, JobRequest, Op, Reason};
+use crate::control::{ApiError, ApiErrorKind};
+use crate::daemon::outcome::{Candidate, FileOutcome};
+use crate::daemon::pool::Pool;
+use crate::scanner::{Found, Walker, relative_to};
+
+/// Candidates that may wait between walker and workers: each holds a descriptor.
+const QUEUE: usize = 4096;
+/// Pause between two progress reports.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(200);
+
+/// A job and its surroundings.
+pub(crate) struct Job {
+    /// What to do.
+    pub request: JobRequest,
+    /// Who asks.
+    pub peer: Peer,
+    /// All pools of this agent.
+    pub pools: Vec<Arc<Pool>>,
+    /// Where reports go.
+    pub events: Sender<JobEvent>,
+    /// Stops the job between files.
+    pub cancel: CancellationToken,
+    /// Worker threads unless the request says otherwise.
+    pub default_jobs: usize,
+    /// Files per release batch.
+    pub release_batch: usize,
+}
+
+#[derive(Default)]
+struct Progress {
+    files: AtomicU64,
+    bytes: AtomicU64,
+    found_files: AtomicU64,
+    found_bytes: AtomicU64,
+    walked: AtomicBool,
+    last: Mutex<Option<Instant>>,
+}
+
+struct Item {
+    pool: Arc<Pool>,
+    candidate: Candidate,
+}
+
+/// Runs the job on this thread and a few more.
+pub(crate) fn run(job: &Job) -> Result<(), ApiError> {
+    if job.request.op == Op::Scan {
+        return super::scan::run(job);
+    }
+    let include = globs(&job.request.include)?;
+    let exclude = globs(&job.request.exclude)?;
+    let progress = Progress::default();
+    let (queue, items) = sync_channel(QUEUE);
+    let items = Mutex::new(items);
+    let workers = job.request.jobs.unwrap_or(job.default_jobs).clamp(1, 64);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| work(job, &items, &progress));
+        }
+        find(job, &include, &exclude, &queue, &progress);
+        progress.walked.store(true, Ordering::Relaxed);
+        drop(queue);
+    });
+    Ok(())
+}
+
+fn globs(list: &[String]) -> Result<GlobSet, ApiError> {
+    let bad = |e: globset::Error| ApiError::new(ApiErrorKind::BadRequest, e.to_string());
+    let mut builder = GlobSetBuilder::new();
+    for glob in list {
+        builder.add(Glob::new(glob).map_err(bad)?);
+    }
+    builder.build().map_err(bad)
+}
+
+impl Job {
+    /// Whether to stop.
+    pub(super) fn cancelled(&self) -> bool {
+        self.cancel.is_cancelled() || self.events.is_closed()
+    }
+
+    /// Tells about one file.
+    pub(super) fn report(&self, path: &Path, outcome: FileOutcome) {
+        let report = FileReport {
+            path: path.into(),
+            op: self.request.op,
+            outcome: outcome.outcome,
+            reason: outcome.reason,
+            detail: outcome.detail,
+            bytes: outcome.bytes,
+        };
+        let _ = self.events.blocking_send(JobEvent::File(report));
+    }
+
+    /// The pool that a path belongs to, and the path as that pool knows it.
+    fn pool_of(&self, path: &Path) -> Option<(Arc<Pool>, PathBuf)> {
+        let lexical = self.longest_mount(path).map(|pool| (pool, path.to_path_buf()));
+        // Through symbolic links above the mount point only for root: what others may not see,
+        // the agent must not tell them.
+        lexical.or_else(|| {
+            let (parent, name) = (path.parent()?, path.file_name()?);
+            let real = self.peer.is_root().then(|| parent.canonicalize().ok())??.join(name);
+            self.longest_mount(&real).map(|pool| (pool, real))
+        })
+    }
+
+    fn longest_mount(&self, path: &Path) -> Option<Arc<Pool>> {
+        let below = |pool: &&Arc<Pool>| relative_to(path, pool.mount()).is_some();
+        self.pools.iter().filter(below).max_by_key(|p| p.mount().as_os_str().len()).cloned()
+    }
+}
+
+fn find(
+    job: &Job,
+    include: &GlobSet,
+    exclude: &GlobSet,
+    queue: &SyncSender<Item>,
+    progress: &Progress,
+) {
+    for path in &job.request.paths {
+        let path = path.0.clone();
+        let Some((pool, path)) = job.pool_of(&path) else {
+            let detail = "on no managed file system; `hsm status` lists them";
+            job.report(&path, FileOutcome::failed(Reason::NotManaged, detail));
+            continue;
+        };
+        let walker = Walker {
+            root: pool.root.as_fd(),
+            mount: pool.mount(),
+            recursive: job.request.recursive,
+            include,
+            exclude,
+        };
+        let flow = walker.walk(&path, &mut |found| {
+            if job.cancelled() {
+                return ControlFlow::Break(());
+            }
+            take(job, &pool, found, queue, progress)
+        });
+        if flow.is_break() {
+            return;
+        }
+    }
+}
+
+fn take(
+    job: &Job,
+    pool: &Arc<Pool>,
+    found: Found,
+    queue: &SyncSender<Item>,
+    progress: &Progress,
+) -> ControlFlow<()> {
+    match found {
+        Found::File(candidate) => {
+            progress.found_files.fetch_add(1, Ordering::Relaxed);
+            progress.found_bytes.fetch_add(candidate.stat.size, Ordering::Relaxed);
+            let item = Item { pool: Arc::clone(pool), candidate };
+            if queue.send(item).is_err() {
+                return ControlFlow::Break(());
+            }
+        }
+        Found::Directory(path) => {
+            let detail = "a directory; use --recursive";
+            job.report(&path, FileOutcome::failed(Reason::IsDirectory, detail));
+        }
+        Found::Error(e) => {
+            let outcome = match e.error.raw_os_error() {
+                Some(libc::ELOOP | libc::EXDEV) => FileOutcome::failed(
+                    Reason::NotManaged,
+                    "it leads through a symbolic link or out of the file system",
+                ),
+                _ => FileOutcome::io("it cannot be looked at", &e.error),
+            };
+            job.report(&e.path, outcome);
+        }
+    }
+    ControlFlow::Continue(())
+}
+
+fn work(job: &Job, items: &Mutex<Receiver<Item>>, progress: &Progress) {
+    let limit = ops::batch_limit(job);
+    loop {
+        let batch = fill(items, limit);
+        if batch.is_empty() {
+            return;
+        }
+        if job.cancelled() {
+            // The walker is let go by emptying the queue.
+            continue;
+        }
+        let pool = Arc::clone(&batch[0].pool);
+        let (same, other): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|i| Arc::ptr_eq(&i.pool, &pool));
+        run_batch(job, &pool, same, progress);
+        for item in other {
+            let pool = Arc::clone(&item.pool);
+            run_batch(job, &pool, vec![item], progress);
+        }
+    }
+}
+
+/// Files and bytes of a batch, at most.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BatchLimit {
+    pub(super) files: usize,
+    pub(super) bytes: u64,
+}
+
+fn fill(items: &Mutex<Receiver<Item>>, limit: BatchLimit) -> Vec<Item> {
+    let items = items.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    while batch.len() < limit.files && bytes < limit.bytes {
+        let Ok(item) = items.recv() else { break };
+        bytes += item.candidate.stat.size;
+        batch.push(item);
+    }
+    batch
+}
+
+fn run_batch(job: &Job, pool: &Arc<Pool>, batch: Vec<Item>, progress: &Progress) {
+    let candidates: Vec<_> = batch.into_iter().map(|i| i.candidate).collect();
+    let (mine, foreign): (Vec<_>, Vec<_>) =
+        candidates.into_iter().partition(|c| job.peer.is_root() || c.stat.uid == job.peer.uid);
+    for candidate in foreign {
+        let detail = "not your file";
+        job.report(&candidate.name, FileOutcome::failed(Reason::Permission, detail));
+    }
+    let outcomes = ops::run(job, pool, &mine);
+    for (candidate, outcome) in mine.iter().zip(outcomes) {
+        progress.files.fetch_add(1, Ordering::Relaxed);
+        progress.bytes.fetch_add(candidate.stat.size, Ordering::Relaxed);
+        job.report(&candidate.name, outcome);
+    }
+    tell(job, progress);
+}
+
+fn tell(job: &Job, progress: &Progress) {
+    let mut last = progress.last.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_some_and(|l| l.elapsed() < PROGRESS_PAUSE) {
+        return;
+    }
+    *last = Some(Instant::now());
+    let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
+    let walked = progress.walked.load(Ordering::Relaxed);
+    let _ = job.events.blocking_send(JobEvent::Progress {
+        files: get(&progress.files),
+        bytes: get(&progress.bytes),
+        total_files: walked.then(|| get(&progress.found_files)),
+        total_bytes: walked.then(|| get(&progress.found_bytes)),
+    });
+}

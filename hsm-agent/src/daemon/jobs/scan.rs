@@ -1,0 +1,175 @@
+//! Re-reads the inodes of a pool into the catalogue.
+
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use globset::GlobSet;
+use rustix::fs::OFlags;
+
+use super::runner::Job;
+use crate::catalog::{Batch, CatalogError, FileRow};
+use crate::control::types::{JobEvent, Reason};
+use crate::control::{ApiError, ApiErrorKind};
+use crate::core::FileState;
+use crate::daemon::outcome::{Candidate, FileOutcome};
+use crate::daemon::pool::{Pool, now_ns};
+use crate::marker::{InodeFd, MarkerState};
+use crate::scanner::{Found, Walker};
+use crate::sys::handle;
+
+/// Rows per transaction.
+const BATCH: usize = 1024;
+/// A ctime that no file has: a scan does not know whether the data changed behind it, so it must
+/// not vouch for it.
+const UNKNOWN_CTIME: i64 = i64::MIN;
+
+pub(super) fn run(job: &Job) -> Result<(), ApiError> {
+    let wanted = job.request.pool.as_deref();
+    let pools: Vec<_> =
+        job.pools.iter().filter(|p| wanted.is_none_or(|name| p.config.name == name)).collect();
+    if pools.is_empty() {
+        let text = format!("there is no pool {:?}", wanted.unwrap_or_default());
+        return Err(ApiError::new(ApiErrorKind::NotFound, text).with_reason(Reason::NoSuchPool));
+    }
+    for pool in pools {
+        let failed = |e: CatalogError| ApiError::new(ApiErrorKind::Internal, e.to_string());
+        Scan { job, pool, batch: Batch::default(), files: 0, bytes: 0 }.run().map_err(failed)?;
+    }
+    Ok(())
+}
+
+struct Scan<'a> {
+    job: &'a Job,
+    pool: &'a Arc<Pool>,
+    batch: Batch,
+    files: u64,
+    bytes: u64,
+}
+
+impl Scan<'_> {
+    fn run(mut self) -> Result<(), CatalogError> {
+        if self.job.request.rebuild && !self.job.request.dry_run {
+            self.pool.catalog.clear_files()?;
+        }
+        let all = GlobSet::empty();
+        let mount = self.pool.mount();
+        let walker = Walker {
+            root: self.pool.root.as_fd(),
+            mount,
+            recursive: true,
+            include: &all,
+            exclude: &all,
+        };
+        let mut result = Ok(());
+        let flow = walker.walk(mount, &mut |found| {
+            if self.job.cancelled() {
+                return ControlFlow::Break(());
+            }
+            match self.take(found) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    result = Err(e);
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        result?;
+        self.write()?;
+        if flow.is_continue() && !self.job.request.dry_run {
+            self.forget_the_gone()?;
+            self.pool.catalog.set_complete(true)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, found: Found) -> Result<(), CatalogError> {
+        match found {
+            Found::File(candidate) if candidate.stat.is_file() => self.file(&candidate)?,
+            Found::File(_) | Found::Directory(_) => {}
+            Found::Error(e) => {
+                self.job.report(&e.path, FileOutcome::io("it cannot be looked at", &e.error));
+            }
+        }
+        if self.batch.upserts.len() >= BATCH {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, candidate: &Candidate) -> Result<(), CatalogError> {
+        self.files += 1;
+        self.bytes += candidate.stat.size;
+        match self.row(candidate) {
+            Ok(Some(row)) => {
+                self.job.report(&candidate.name, FileOutcome::done(candidate.stat.size));
+                self.batch.upserts.push(row);
+            }
+            Ok(None) => {}
+            Err(outcome) => self.job.report(&candidate.name, outcome),
+        }
+        Ok(())
+    }
+
+    /// `None`: hsm has written nothing on this inode.
+    fn row(&self, candidate: &Candidate) -> Result<Option<FileRow>, FileOutcome> {
+        let fd = InodeFd::Path(candidate.path.as_fd());
+        let marker = self.pool.attributes.marker(fd)?;
+        let record = self.pool.attributes.record(fd)?;
+        let copy = record.and_then(|r| r.archived);
+        let generation = copy.map_or(0, |c| c.version.generation);
+        let mut version = candidate.stat.version(generation);
+        let state = match (&marker, &copy) {
+            (Some(m), _) => match m.state {
+                MarkerState::Offline => FileState::Offline,
+                MarkerState::Partial => FileState::Partial,
+                MarkerState::Lost => FileState::Lost,
+            },
+            (None, Some(c)) if version.same_data_times(&c.version) => FileState::Archived,
+            (None, Some(_)) => FileState::Dirty,
+            (None, None) => return Ok(None),
+        };
+        let known = self.pool.catalog.get(&candidate.file.key).ok().flatten();
+        let vouched = known.is_some_and(|k| k.version.ctime_ns == version.ctime_ns);
+        if !vouched {
+            version.ctime_ns = UNKNOWN_CTIME;
+        }
+        Ok(Some(FileRow {
+            key: candidate.file.key.clone(),
+            object: marker.map(|m| m.object).or(copy.map(|c| c.object)),
+            state,
+            version,
+            local_bytes: Some(candidate.stat.allocated),
+            path_hint: self.pool.relative(&candidate.name),
+            archived_at_ns: copy.map(|c| c.archived_at_ns),
+        }))
+    }
+
+    fn write(&mut self) -> Result<(), CatalogError> {
+        let batch = std::mem::take(&mut self.batch);
+        if !self.job.request.dry_run {
+            self.pool.catalog.commit(&batch)?;
+        }
+        let _ = self.job.events.blocking_send(JobEvent::Progress {
+            files: self.files,
+            bytes: self.bytes,
+            total_files: None,
+            total_bytes: None,
+        });
+        Ok(())
+    }
+
+    /// Rows of files that do not exist any more; their objects begin their retention time.
+    fn forget_the_gone(&mut self) -> Result<(), CatalogError> {
+        let mut gone = Batch::default();
+        self.pool.catalog.for_each(&[], |row| {
+            let opened = handle::open(&self.pool.root, &row.key, OFlags::PATH);
+            if opened.is_err_and(|e| handle::is_stale(&e)) {
+                gone.retired.extend(row.object.map(|object| (object, now_ns())));
+                gone.removes.push(row.key);
+            }
+            ControlFlow::Continue(())
+        })?;
+        self.pool.catalog.commit(&gone)
+    }
+}

@@ -1,0 +1,136 @@
+//! After a start: finishes or undoes what an earlier engine left half done, and looks for programs
+//! that have offline files open from a time when nobody watched.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::outcome::Candidate;
+use super::pool::{FileRef, Pool, now_ns};
+use crate::catalog::{Batch, CatalogError, Intent, IntentOp};
+use crate::core::FileState;
+use crate::marker::InodeFd;
+use crate::release::repunch;
+use crate::sys::{handle, inode};
+
+/// Completes or undoes each open intent. Each step may itself be cut off: it is then repeated.
+pub(super) fn intents(pool: &Arc<Pool>) -> Result<(), CatalogError> {
+    let open = pool.catalog.open_intents()?;
+    if open.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(pool = pool.config.name, count = open.len(), "recovering unfinished operations");
+    let mut batch = Batch::default();
+    for intent in &open {
+        match intent.what.op {
+            IntentOp::Archive => archive(pool, intent, &mut batch),
+            IntentOp::Release => release(pool, intent, &mut batch),
+        }
+    }
+    pool.catalog.commit(&batch)
+}
+
+fn candidate(pool: &Pool, intent: &Intent) -> std::io::Result<Candidate> {
+    let file = FileRef { key: intent.what.key.clone(), event: None };
+    let path = handle::open(&pool.root, &file.key, OFlags::PATH)?;
+    let stat = inode::stat(&path)?;
+    let name = pool.name_of(path.as_fd());
+    Ok(Candidate { file, path, name, stat, named: true })
+}
+
+/// The record names the object: the archive was complete, only the catalogue does not know. It
+/// does not: the object is garbage. It is retired, not deleted: retention first.
+fn archive(pool: &Pool, intent: &Intent, batch: &mut Batch) {
+    let object = intent.what.object;
+    let named = match candidate(pool, intent) {
+        Ok(file) => match pool.attributes.record(InodeFd::Path(file.path.as_fd())) {
+            Ok(record) => record.and_then(|r| r.archived).is_some_and(|a| a.object == object),
+            Err(error) => {
+                tracing::warn!(%error, file = %file.name.display(), "not recovered");
+                return;
+            }
+        },
+        Err(e) if handle::is_stale(&e) => false,
+        Err(error) => {
+            tracing::warn!(%error, "an unfinished archive is looked at again at the next start");
+            return;
+        }
+    };
+    if !named {
+        batch.retired.push((object, now_ns()));
+    }
+    batch.finished.push(intent.id);
+}
+
+/// No marker: nothing happened. Marker: the file is offline, whatever is left of its data; what
+/// is left is taken away if nobody uses the file now.
+fn release(pool: &Arc<Pool>, intent: &Intent, batch: &mut Batch) {
+    let file = match candidate(pool, intent) {
+        Ok(file) => file,
+        Err(e) if handle::is_stale(&e) => return batch.finished.push(intent.id),
+        Err(error) => {
+            tracing::warn!(%error, "an unfinished release is looked at again at the next start");
+            return;
+        }
+    };
+    match pool.attributes.marker(InodeFd::Path(file.path.as_fd())) {
+        Ok(None) => batch.finished.push(intent.id),
+        Ok(Some(_)) => {
+            if let Some(row) = repunch(pool, &file) {
+                debug_assert_eq!(row.state, FileState::Offline);
+                batch.upserts.push(row);
+                batch.finished.push(intent.id);
+            }
+        }
+        Err(error) => tracing::error!(%error, file = %file.name.display(), "not recovered"),
+    }
+}
+
+/// Programs that have an offline file open since before the watch began raise no events: they
+/// would read holes. Their files are recalled now, and the operator is told.
+pub(super) fn open_files(pool: &Arc<Pool>) {
+    let Ok(root) = inode::stat(&pool.root) else { return };
+    let own = std::process::id().to_string();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in processes {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else {
+            continue;
+        };
+        if pid == own {
+            continue;
+        }
+        for directory in ["fd", "map_files"] {
+            let links = std::fs::read_dir(process.path().join(directory));
+            for link in links.into_iter().flatten().flatten() {
+                one_open_file(pool, root.dev, pid, &link.path());
+            }
+        }
+    }
+}
+
+fn one_open_file(pool: &Arc<Pool>, device: (u32, u32), pid: &str, link: &Path) {
+    let Some((fd, name)) = offline_file(pool, device, link) else { return };
+    let Ok(key) = handle::of_fd(&fd) else { return };
+    tracing::error!(
+        pid, file = %name.display(),
+        "a program has this offline file open since before the agent watched; recalling it. What it read so far may be zeros: start the agent before anything can open files"
+    );
+    let _ = pool.recall_for_user(&FileRef { key, event: None });
+}
+
+fn offline_file(pool: &Pool, device: (u32, u32), link: &Path) -> Option<(OwnedFd, PathBuf)> {
+    let fd = rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let stat = inode::stat(&fd).ok()?;
+    // btrfs tells another device per subvolume: look there at every file.
+    let here = stat.dev == device || pool.fs_type == "btrfs";
+    if !here || !stat.is_file() {
+        return None;
+    }
+    let marker = pool.attributes.marker(InodeFd::Path(fd.as_fd()));
+    let offline = matches!(marker, Ok(Some(_)));
+    let name = pool.name_of(fd.as_fd());
+    offline.then_some((fd, name))
+}
