@@ -14,22 +14,19 @@ fn main() -> ExitCode {
     cli::main(Daemon { run_holder, run_engine })
 }
 
-/// Reads the configuration only to refuse a bad one at once and to know how to log; the engine
-/// reads it for itself.
-fn run_holder(config: &Path) -> anyhow::Result<()> {
+/// The holder starts this program again as its engine. It reads the configuration only to know
+/// how to log; the engine reads it for itself.
+fn run_holder(config: &Path) -> anyhow::Result<i32> {
     start_log(&Config::load(config)?)?;
     let config = config.canonicalize().context("the configuration has no absolute path")?;
-    let arguments: [OsString; 4] =
+    let engine: [OsString; 4] =
         ["--config".into(), config.into(), "agent".into(), "--engine".into()];
-    match holder::run(&arguments)? {
-        0 => Ok(()),
-        code => std::process::exit(code),
-    }
+    Ok(holder::run(&engine)?)
 }
 
-fn run_engine(config: &Path) -> anyhow::Result<()> {
-    start_log(&Config::load(config)?)?;
-    Ok(daemon::run_engine(config)?)
+fn run_engine(config: &Path) -> anyhow::Result<i32> {
+    daemon::run_engine(config, |config| start_log(config).map_err(std::io::Error::other))?;
+    Ok(0)
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {

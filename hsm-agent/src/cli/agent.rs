@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::config::Config;
+
 use super::context::Context;
 use super::exit::{Exit, Failure};
 
@@ -9,10 +11,10 @@ use super::exit::{Exit, Failure};
 /// thread may exist before they are called.
 #[derive(Debug, Clone, Copy)]
 pub struct Daemon {
-    /// Runs the holder, which starts the engine, until it is told to stop.
-    pub run_holder: fn(config: &Path) -> anyhow::Result<()>,
-    /// Runs the engine; only the holder starts it.
-    pub run_engine: fn(config: &Path) -> anyhow::Result<()>,
+    /// Runs the holder, which starts the engine, until it is told to stop. Returns the exit code.
+    pub run_holder: fn(config: &Path) -> anyhow::Result<i32>,
+    /// Runs the engine; only the holder starts it. Returns the exit code.
+    pub run_engine: fn(config: &Path) -> anyhow::Result<i32>,
 }
 
 /// Run the agent in the foreground
@@ -32,9 +34,25 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(context: &Context, args: &Args, daemon: Daemon) -> Result<Exit, Failure> {
-    let run = if args.engine { daemon.run_engine } else { daemon.run_holder };
-    match run(context.config_path()) {
-        Ok(()) => Ok(Exit::Done),
+    let config = context.config_path();
+    let result = if args.engine {
+        // It must touch no file before the holder knows it, not even the configuration.
+        (daemon.run_engine)(config)
+    } else {
+        // Before anything is started: a mistake in the file is the user's to mend.
+        Config::load(config).map_err(Failure::usage)?;
+        (daemon.run_holder)(config)
+    };
+    match result {
+        Ok(code) => Ok(exit_of(code)),
         Err(error) => Err(Failure::new(Exit::Failed, format!("{error:#}"))),
     }
+}
+
+/// The engine's code is the agent's, as far as it has a meaning for users.
+fn exit_of(code: i32) -> Exit {
+    [Exit::Done, Exit::Usage, Exit::NotPermitted]
+        .into_iter()
+        .find(|exit| *exit as i32 == code)
+        .unwrap_or(Exit::Failed)
 }

@@ -1,20 +1,19 @@
 //! What every verb has at hand: options, output, configuration, client, runtime.
 
 use std::ffi::CString;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use tokio::runtime::Runtime;
 
+use crate::config::{AgentConfig, Config, ConfigError};
 use crate::control::client::Client;
 use crate::marker::MARKER_XATTR;
 
-use super::Global;
 use super::exit::{Exit, Failure};
 use super::inspect::MarkerNames;
 use super::output::Output;
-
-/// The socket, unless the configuration says otherwise.
-const DEFAULT_SOCKET: &str = "/run/hsm/hsm.sock";
+use super::{DEFAULT_CONFIG, Global};
 
 /// One run of the command.
 #[derive(Debug)]
@@ -37,13 +36,33 @@ impl Context {
 
     /// A client of the agent that the configuration names.
     pub(super) fn client(&self) -> Result<Client, Failure> {
-        Ok(Client::new(Path::new(DEFAULT_SOCKET)))
+        let agent = self.config()?.map_or_else(AgentConfig::default, |config| config.agent);
+        Ok(Client::new(&agent.socket))
     }
 
     /// The marker's name on each pool.
     pub(super) fn marker_names(&self) -> Result<MarkerNames, Failure> {
-        let default = CString::new(MARKER_XATTR).map_err(Failure::usage)?;
-        Ok(MarkerNames { pools: Vec::new(), default })
+        let name = |text: &str| CString::new(text).map_err(Failure::usage);
+        let mut pools = Vec::new();
+        for pool in self.config()?.iter().flat_map(|config| &config.pools) {
+            let mount = pool.mount.canonicalize().unwrap_or_else(|_| pool.mount.clone());
+            pools.push((mount, name(&pool.marker)?));
+        }
+        Ok(MarkerNames { pools, default: name(MARKER_XATTR)? })
+    }
+
+    /// The configuration. `None`: nobody named one and the usual place has none that this user
+    /// may read; then the defaults hold.
+    fn config(&self) -> Result<Option<Config>, Failure> {
+        match Config::load(&self.config) {
+            Ok(config) => Ok(Some(config)),
+            Err(ConfigError::Read { source, .. })
+                if self.config == Path::new(DEFAULT_CONFIG) && is_not_for_us(&source) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(Failure::usage(error)),
+        }
     }
 
     /// Runs `future` to its end. One thread is enough: the agent does the work.
@@ -61,4 +80,8 @@ impl Context {
                 .map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
         Ok(runtime.block_on(future)?)
     }
+}
+
+fn is_not_for_us(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
 }

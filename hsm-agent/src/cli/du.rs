@@ -26,7 +26,7 @@ use super::walk::{self, Options, Step, Visit};
 #[derive(Debug, clap::Args)]
 #[command(after_help = super::after_help!(
     "hsm du -s /srv/media",
-    "hsm du /srv/media | sort -h | tail",
+    "hsm du --json /srv/media | jq -r 'select(.local > 1e9).path'",
 ))]
 pub(super) struct Args {
     /// Files and directories

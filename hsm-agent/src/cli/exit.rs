@@ -62,9 +62,12 @@ impl Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
-            ClientError::NotRunning(_) | ClientError::Connect { .. } => Exit::NoAgent,
             ClientError::Refused(refusal) => exit_of_refusal(refusal.kind),
-            ClientError::CutOff(_) | ClientError::Garbled(_) => Exit::NoAgent,
+            ClientError::NotRunning(_)
+            | ClientError::Connect { .. }
+            | ClientError::Silent(_)
+            | ClientError::CutOff(_)
+            | ClientError::Garbled(_) => Exit::NoAgent,
         };
         Self::new(exit, error)
     }

@@ -34,14 +34,13 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<Exit, Failure> {
 }
 
 pub(super) fn man(args: &ManArgs) -> Result<Exit, Failure> {
-    match &args.directory {
-        None => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?,
-        Some(directory) => {
-            clap_mangen::generate_to(Cli::command(), directory).map_err(|error| {
-                let directory = output::path(directory);
-                Failure::new(Exit::Failed, format!("{directory}: {error}"))
-            })?
-        }
-    }
+    let result = match &args.directory {
+        None => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()),
+        Some(directory) => clap_mangen::generate_to(Cli::command(), directory),
+    };
+    result.map_err(|error| {
+        let place = args.directory.as_deref().map_or("stdout".into(), output::path);
+        Failure::new(Exit::Failed, format!("{place}: {error}"))
+    })?;
     Ok(Exit::Done)
 }

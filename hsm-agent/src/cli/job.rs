@@ -78,9 +78,10 @@ pub(super) fn drive(
     let client = context.client()?;
     let mut command = Command::new(context, op);
     for error in errors {
-        command.report(&FileReport::failed(error.path, op, error.reason, error.detail))?;
+        let report = FileReport::failed(error.path, op, error.reason, error.detail);
+        command.summary.count(&report);
+        command.report(&report)?;
     }
-    command.summary.failed = command.local_failures;
     context.block_on(async {
         let mut signals = Signals::new()?;
         for request in requests {
@@ -155,7 +156,6 @@ struct Command<'a> {
     op: Op,
     progress: Progress,
     summary: Summary,
-    local_failures: u64,
     fatal: Option<Fatal>,
     stopping: bool,
 }
@@ -173,7 +173,6 @@ impl<'a> Command<'a> {
             op,
             progress: Progress::new(&context.out, &op.to_string()),
             summary: Summary::default(),
-            local_failures: 0,
             fatal: None,
             stopping: false,
         }

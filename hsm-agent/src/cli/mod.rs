@@ -7,7 +7,9 @@
 
 mod agent;
 mod archive;
+mod config;
 mod context;
+mod doctor;
 mod du;
 mod exit;
 mod generate;
@@ -117,6 +119,8 @@ enum Verb {
     Status(status::Args),
     Waiters(waiters::Args),
     Scan(scan::Args),
+    Doctor(doctor::Args),
+    Config(config::Args),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
 }
@@ -153,6 +157,8 @@ fn run(context: &Context, verb: Verb, daemon: Daemon) -> Result<Exit, Failure> {
         Verb::Status(args) => status::run(context, &args),
         Verb::Waiters(args) => waiters::run(context, &args),
         Verb::Scan(args) => scan::run(context, &args),
+        Verb::Doctor(args) => doctor::run(context, &args),
+        Verb::Config(args) => config::run(context, &args),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
     }

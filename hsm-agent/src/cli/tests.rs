@@ -39,6 +39,8 @@ fn good_and_bad_command_lines() {
         &["agent", "--engine"],
         &["ls"],
         &["du", "-s"],
+        &["doctor", "--json"],
+        &["config", "check"],
         &["completions", "bash"],
     ] {
         parse(good).unwrap_or_else(|error| panic!("{good:?}: {error}"));
@@ -52,6 +54,7 @@ fn good_and_bad_command_lines() {
         &["waiters", "abort", "x"],
         &["help"],
         &["explode"],
+        &["config"],
     ] {
         assert_eq!(parse(bad).expect_err("bad").exit_code(), 2, "{bad:?}");
     }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
@@ -14,12 +15,20 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
-use super::api::ApiError;
+use super::api::{ApiError, ApiErrorKind};
 use super::types::{JobEvent, JobRequest, StateEntry, Status, Waiter, WirePath};
 
 /// Bytes of JSON that go into one request; the server's limit is twice that.
 const BATCH_BYTES: usize = 1 << 20;
+
+/// A call waits so long for the beginning of its answer, and for a place if the agent is at its
+/// limit. Longer than the server's own deadline, so that its answer is heard.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// First and longest pause between two attempts to get a place.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +47,17 @@ pub enum ClientError {
         /// What the system said.
         source: io::Error,
     },
+    /// The agent took the connection and says nothing.
+    #[error("the agent does not answer (waited {} s): see its log", .0.as_secs())]
+    Silent(Duration),
     /// The agent refused.
     #[error(transparent)]
     Refused(ApiError),
     /// The connection ended before the answer did.
-    #[error("the agent went away in the middle of its answer ({0}); see its log")]
+    #[error(
+        "the agent went away in the middle of its answer ({0}): what was done stays done; see the \
+         agent's log, then run the command again"
+    )]
     CutOff(String),
     /// The answer is not what this version understands.
     #[error(
@@ -55,12 +70,19 @@ pub enum ClientError {
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
+    patience: Duration,
 }
 
 impl Client {
     /// A client of the agent behind `socket`.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self { socket: socket.to_owned(), patience: PATIENCE }
+    }
+
+    /// The same, waiting at most so long for the beginning of each answer.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// The agent's state.
@@ -105,7 +127,31 @@ impl Client {
         self.call(Method::POST, &uri, Bytes::new()).await.map(drop)
     }
 
+    /// One request; while the agent is at its limit, tries again.
     async fn call(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let deadline = Instant::now() + self.patience;
+        let mut pause = PAUSE.0;
+        loop {
+            let attempt = self.attempt(method.clone(), uri, body.clone());
+            match tokio::time::timeout_at(deadline, attempt).await {
+                Err(_) => return Err(ClientError::Silent(self.patience)),
+                Ok(Err(ClientError::Refused(refusal)))
+                    if refusal.kind == ApiErrorKind::Busy && Instant::now() + pause < deadline =>
+                {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+                Ok(result) => return result,
+            }
+        }
+    }
+
+    async fn attempt(
         &self,
         method: Method,
         uri: &str,

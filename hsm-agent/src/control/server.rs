@@ -21,7 +21,9 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +32,12 @@ pub use gate::Shares;
 use gate::{Gate, Pass};
 use jobs::Jobs;
 pub use socket::{BindError, ControlSocket};
+
+/// Peers that are being refused at the same time; more are cut off without a word.
+const REFUSALS: usize = 64;
+
+/// Time for a refused peer to read why.
+const REFUSAL_TIME: Duration = Duration::from_millis(200);
 
 /// Limits of the server. The defaults are for production; tests shorten them.
 #[derive(Debug, Clone)]
@@ -57,10 +65,10 @@ impl Default for ServerOptions {
             body_timeout: Duration::from_secs(15),
             answer_timeout: Duration::from_secs(60),
             stop_grace: Duration::from_secs(10),
-            // Worst case of memory: this times `connections.others`, 32 MiB.
+            // What others than root can make the agent hold: this times their share, 32 MiB.
             body_limit: 2 << 20,
-            connections: Shares { root: 64, per_user: 8, others: 16 },
-            jobs: Shares { root: 16, per_user: 2, others: 8 },
+            connections: Shares { root: 256, per_user: 8, others: 16 },
+            jobs: Shares { root: 64, per_user: 2, others: 8 },
         }
     }
 }
@@ -82,6 +90,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let connections = Gate::new(options.connections);
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
     let tracker = TaskTracker::new();
     let jobs = Arc::new(Jobs::new(options.jobs, tracker.clone(), stop.clone()));
     let context = Context { api, options: Arc::new(options), jobs };
@@ -93,7 +102,9 @@ pub async fn serve(
         };
         let Some((stream, peer)) = stream else { continue };
         let Some(pass) = connections.enter(peer.uid) else {
-            refuse(&stream);
+            if let Ok(place) = refusals.clone().try_acquire_owned() {
+                tracker.spawn(refuse(stream, place));
+            }
             continue;
         };
         let options = context.options.clone();
@@ -121,16 +132,21 @@ async fn accept(listener: &UnixListener) -> Option<(UnixStream, Peer)> {
     }
 }
 
-/// Says why, if the socket buffer takes it at once, and hangs up.
-fn refuse(stream: &UnixStream) {
+/// Says why, and hangs up. The peer first gets a moment to write its request: answered before it
+/// has begun, or cut off while it writes, it would not understand.
+async fn refuse(mut stream: UnixStream, _place: OwnedSemaphorePermit) {
     let body = r#"{"kind":"busy","reason":"busy","message":"too many connections of this user"}"#;
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
+    let mut request = [0; 4096];
     // A peer that does not get the answer sees the connection end, which is answer enough.
+    let _ = tokio::time::timeout(REFUSAL_TIME, stream.read(&mut request)).await;
     let _ = stream.try_write(answer.as_bytes());
+    let rest = async { while matches!(stream.read(&mut request).await, Ok(1..)) {} };
+    let _ = tokio::time::timeout(REFUSAL_TIME, rest).await;
 }
 
 /// One connection, from header to the end of the answer.

@@ -90,14 +90,19 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> EngineError {
     move |source| EngineError::System { what, source }
 }
 
-/// Runs the engine until it is told to stop or the holder is gone for good.
-pub fn run_engine(config: &Path) -> Result<(), EngineError> {
+/// Runs the engine until it is told to stop. The configuration is read, and with it the log begun,
+/// only after the holder's greeting: the file may lie on a managed file system.
+pub fn run_engine(
+    config: &Path,
+    start_log: impl FnOnce(&Config) -> io::Result<()>,
+) -> Result<(), EngineError> {
     // SIGIO would kill us: it is what the kernel sends for a broken lease without a signal of its
     // own. Blocked before any thread exists, so in all of them.
     signal::block(&[libc::SIGIO, signal::lease_break_signal()]).map_err(system("signals"))?;
     process::raise_descriptor_limit();
     let link = Arc::new(Link::from_holder().map_err(system("no holder"))?);
     let config = Config::load(config)?;
+    start_log(&config).map_err(system("no log"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -307,7 +307,8 @@ async fn connections_and_jobs_are_bounded() {
     let run = Running::start(ServerOptions { connections: one, jobs, ..ServerOptions::default() });
     let job = request(Op::Recall, &["/hang"]);
     let mut first = run.client().job(&job).await.expect("first job");
-    let error = run.client().job(&job).await.expect_err("second job");
+    let hasty = run.client().with_patience(Duration::from_millis(300));
+    let error = hasty.job(&job).await.expect_err("second job");
     assert!(matches!(error, ClientError::Refused(e) if e.kind == ApiErrorKind::Busy));
     let _idle = run.raw().await;
     let mut text = String::new();
@@ -317,6 +318,30 @@ async fn connections_and_jobs_are_bounded() {
     let error: ApiError = serde_json::from_str(body).expect("an ApiError");
     assert_eq!(error.kind, ApiErrorKind::Busy);
     assert!(matches!(first.next().await, Ok(Some(JobEvent::Started { .. }))));
+}
+
+#[tokio::test]
+async fn clients_wait_for_a_place_when_there_are_more_than_places() {
+    let few = Shares { root: 3, per_user: 3, others: 3 };
+    let run = Running::start(ServerOptions { connections: few, ..ServerOptions::default() });
+    let paths: Vec<WirePath> = (0..500).map(|n| WirePath::from(format!("/file/{n}"))).collect();
+    let clients = (0..40).map(|_| {
+        let (client, paths) = (run.client(), paths.clone());
+        tokio::spawn(async move { client.state(&paths).await })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        assert_eq!(client.await.expect("runs").expect("answers").len(), 500);
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_says_nothing_is_not_waited_for_for_ever() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("hsm.sock");
+    let _silent = UnixListener::bind(&path).expect("bind");
+    let client = Client::new(&path).with_patience(Duration::from_millis(50));
+    let error = client.status().await.expect_err("silent");
+    assert!(matches!(error, ClientError::Silent(_)), "{error:?}");
 }
 
 /// One request through the router as `uid`.

@@ -1,0 +1,182 @@
+//! `hsm doctor`: what this machine can do for hsm, and what it lacks.
+//!
+//! Features are found out by trying, never from version numbers. Each check stands alone: one that
+//! fails does not hide the others. Looking changes nothing, except that the store check writes and
+//! removes an object of its own.
+
+mod machine;
+mod mounts;
+mod pool;
+mod report;
+mod stores;
+
+use std::ffi::CString;
+use std::time::Duration;
+
+use crate::config::{Config, ConfigError, PoolConfig};
+use crate::control::client::Client;
+
+use super::context::Context;
+use super::exit::{Exit, Failure};
+use report::{Check, Report, Tier, Verdict};
+
+/// An agent that answers later than this is ill.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What can this machine do, and what does it lack?
+///
+/// Checks kernel, privileges, configuration, each pool's file system and store, and the agent, and
+/// names the tier in which accesses to released files are intercepted. Exits with 0 only if one
+/// works and nothing has failed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = super::after_help!(
+    "hsm doctor",
+    "hsm doctor --json | jq -r '.checks[] | select(.verdict!=\\\"ok\\\") | .remedy'",
+))]
+pub(super) struct Args {}
+
+pub(super) fn run(context: &Context, _: &Args) -> Result<Exit, Failure> {
+    let config = Config::load(context.config_path());
+    let report = examine(context, &config)?;
+    if context.out.json {
+        context.out.json_line(&report)?;
+    } else {
+        report.print(&context.out)?;
+    }
+    Ok(match config {
+        Err(_) => Exit::Usage,
+        Ok(_) if report.healthy() => Exit::Done,
+        Ok(_) => Exit::Failed,
+    })
+}
+
+fn examine(context: &Context, config: &Result<Config, ConfigError>) -> Result<Report, Failure> {
+    let privileges = machine::privileges();
+    let privileged = privileges.verdict == Verdict::Ok;
+    let mut checks = vec![machine::kernel(), privileges, machine::lease_break_time()];
+    checks.push(configuration(context, config));
+    let mut pools = Vec::new();
+    if let Ok(config) = config {
+        checks.push(machine::state_dir(&config.agent.state_dir));
+        let status = context.block_on(async {
+            let client = Client::new(&config.agent.socket).with_patience(PATIENCE);
+            Ok::<_, Failure>(client.status().await)
+        })?;
+        checks.push(machine::agent(&config.agent.socket, &status));
+        for pool in &config.pools {
+            let (found, pool) = examine_pool(context, config, pool, status.is_err())?;
+            checks.extend(found.into_iter().map(|check| check.of_pool(&pool.pool)));
+            pools.push(pool);
+        }
+    }
+    Ok(Report::new(checks, tiers(privileged, &pools)))
+}
+
+fn configuration(context: &Context, config: &Result<Config, ConfigError>) -> Check {
+    const NAME: &str = "configuration";
+    let path = super::output::path(context.config_path());
+    let check = "see `hsm config check`";
+    match config {
+        Err(error @ ConfigError::Read { .. }) => {
+            Check::fail(NAME, error.to_string(), "write it, or name it with --config")
+        }
+        Err(error) => Check::fail(NAME, error.to_string(), check),
+        Ok(config) if config.pools.is_empty() => {
+            Check::fail(NAME, format!("{path}: no pool"), "add a [[pool]]")
+        }
+        Ok(config) if !config.warnings.is_empty() => {
+            let n = super::output::count(config.warnings.len() as u64, "warning", "warnings");
+            Check::warn(NAME, format!("{path}: {n}"), check)
+        }
+        Ok(config) => {
+            let n = super::output::count(config.pools.len() as u64, "pool", "pools");
+            Check::ok(NAME, format!("{path}: {n}"))
+        }
+    }
+}
+
+/// The checks of one pool, and whether accesses on it can be intercepted.
+fn examine_pool(
+    context: &Context,
+    config: &Config,
+    pool: &PoolConfig,
+    agent_is_down: bool,
+) -> Result<(Vec<Check>, Interceptable), Failure> {
+    let file_system = pool::file_system(&pool.mount);
+    let mounted = file_system.verdict == Verdict::Ok;
+    let mut found = vec![file_system];
+    let mut works = false;
+    if mounted {
+        let events = pool::pre_content(&pool.mount);
+        works = events.verdict == Verdict::Ok;
+        found.push(events);
+        found.extend(pool::apart(&pool.mount, &own_files(config, pool)));
+    }
+    if mounted && agent_is_down {
+        let marker = CString::new(pool.marker.as_str()).map_err(Failure::usage)?;
+        found.push(pool::unguarded(&pool.mount, &marker));
+    }
+    found.push(context.block_on(async { Ok::<_, Failure>(stores::check(pool).await) })?);
+    Ok((found, Interceptable { pool: pool.name.clone(), works }))
+}
+
+/// What the agent itself writes while it serves a pool.
+fn own_files<'a>(config: &'a Config, pool: &'a PoolConfig) -> Vec<&'a std::path::Path> {
+    let mut paths = vec![config.agent.state_dir.as_path()];
+    paths.extend(pool.store.path.as_deref());
+    paths
+}
+
+/// Whether events can be had on a pool.
+#[derive(Debug)]
+struct Interceptable {
+    pool: String,
+    works: bool,
+}
+
+/// Every tier, best first, with the verdict and its reason.
+fn tiers(privileged: bool, pools: &[Interceptable]) -> Vec<Tier> {
+    const NO_PROGRAMS: &str = "this build has no eBPF programs yet";
+    let lame: Vec<&str> = pools.iter().filter(|p| !p.works).map(|p| p.pool.as_str()).collect();
+    let (works, why) = if !privileged {
+        (false, "the agent's privileges are missing".to_owned())
+    } else if pools.is_empty() {
+        (false, "no pool is configured".to_owned())
+    } else if !lame.is_empty() {
+        (false, format!("no pre-content events on {}", lame.join(", ")))
+    } else {
+        (true, "the agent looks at the marker; one round trip per cached inode".to_owned())
+    };
+    vec![
+        Tier { name: "mark-filter", works: false, why: NO_PROGRAMS.to_owned() },
+        Tier { name: "lsm-filter", works: false, why: NO_PROGRAMS.to_owned() },
+        Tier { name: "user-filter", works, why },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tier_needs_privileges_and_every_pool() {
+        let pool = |name: &str, works| Interceptable { pool: name.into(), works };
+        let verdict = |privileged, pools: &[Interceptable]| {
+            let tier = tiers(privileged, pools).pop().expect("user-filter is last");
+            assert_eq!(tier.name, "user-filter");
+            (tier.works, tier.why)
+        };
+        assert!(verdict(true, &[pool("a", true), pool("b", true)]).0);
+        assert!(!verdict(false, &[pool("a", true)]).0);
+        assert!(!verdict(true, &[]).0);
+        let (works, why) = verdict(true, &[pool("a", true), pool("b", false)]);
+        assert!(!works && why.ends_with(" b"), "{why}");
+    }
+
+    #[test]
+    fn better_tiers_say_why_not() {
+        for tier in tiers(true, &[]).iter().take(2) {
+            assert!(!tier.works && tier.why.contains("eBPF"));
+        }
+    }
+}
