@@ -67,7 +67,7 @@ pub enum EngineError {
         /// Pool.
         pool: String,
         /// Why.
-        source: CatalogError,
+        source: Box<CatalogError>,
     },
     /// Another agent.
     #[error(transparent)]
@@ -160,7 +160,8 @@ impl Engine {
         };
         engine.start_event_threads()?;
         for pool in &engine.pools {
-            let failed = |source| EngineError::Catalog { pool: pool.config.name.clone(), source };
+            let failed =
+                |e| EngineError::Catalog { pool: pool.config.name.clone(), source: Box::new(e) };
             recover::intents(pool).map_err(failed)?;
             recover::open_files(pool);
         }
@@ -318,7 +319,7 @@ impl Watched {
         let store = crate::store::open(&self.config.store)
             .map_err(|source| EngineError::Store { pool: name.clone(), source })?;
         let catalog = Catalog::open(&config.agent.catalog_path(&name))
-            .map_err(|source| EngineError::Catalog { pool: name.clone(), source })?;
+            .map_err(|e| EngineError::Catalog { pool: name.clone(), source: Box::new(e) })?;
         let (settler, queue) = Settler::new();
         let pool = Arc::new(Pool {
             attributes: Attributes::new(&self.config.marker).map_err(system("marker"))?,
