@@ -19,6 +19,7 @@ cases! {
     a_killed_reader_frees_itself,
     waiters_are_listed,
     offline_files_survive_the_death_of_the_holder,
+    offline_files_survive_the_death_of_both_processes,
     a_restarted_agent_serves_its_offline_files,
     a_lost_catalogue_is_rebuilt,
 }
@@ -154,9 +155,38 @@ fn offline_files_survive_the_death_of_the_holder(pool: &mut Pool) -> Result<()> 
     let quiet = pool.offline_file("quiet", MIB)?;
     let (files, readers) = waiting_readers(pool, 2)?;
     let mut agent = pool.take_agent()?;
+    let killer = agent.killer();
     agent.kill_holder()?;
-    // In this tier nobody guards the files now (docs/OPERATIONS.md): what these readers got is
-    // not promised, only that they are not left hanging.
+    // The engine outlives it, answers who waits, and denies who comes: bytes or an error.
+    for (file, reader) in files.iter().zip(readers) {
+        if let Ok(bytes) = reader.join().map_err(|_| anyhow!("a reader panicked"))? {
+            file.content.check_bytes(&bytes)?;
+        }
+    }
+    for _ in 0..20 {
+        if let Ok(bytes) = fs::read(&quiet.path) {
+            quiet.content.check_bytes(&bytes)?;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    let started = pool.start();
+    if started.is_err() {
+        killer.kill();
+    }
+    started?;
+    pool.restart_fast()?;
+    quiet.check()?;
+    files.iter().try_for_each(Sample::check)
+}
+
+fn offline_files_survive_the_death_of_both_processes(pool: &mut Pool) -> Result<()> {
+    let quiet = pool.offline_file("quiet", MIB)?;
+    let (files, readers) = waiting_readers(pool, 2)?;
+    let mut agent = pool.take_agent()?;
+    agent.killer().kill();
+    agent.kill_holder()?;
+    // Nobody guards the files now (docs/OPERATIONS.md): what these readers got is not promised,
+    // only that they are not left hanging.
     for reader in readers {
         drop(reader.join());
     }
