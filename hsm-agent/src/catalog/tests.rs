@@ -262,16 +262,24 @@ fn another_programs_database_is_refused() {
 }
 
 #[test]
-fn an_old_database_is_upgraded_from_its_version() {
-    let (dir, catalog) = fresh();
-    upsert(&catalog, vec![row(1, FileState::Archived)]);
-    drop(catalog);
-    let path = dir.path().join("pool.db");
-    let again = Catalog::open(&path).expect("no step is run twice");
-    assert_eq!(again.get(&key(1)).expect("get"), Some(row(1, FileState::Archived)));
-    let version: i64 =
-        again.reader().pragma_query_value(None, "user_version", |row| row.get(0)).expect("version");
-    assert_eq!(version, schema::VERSION);
+fn a_full_disk_changes_nothing_and_passes() {
+    let (_dir, catalog) = fresh();
+    let pages = |most: i64| {
+        let writer = catalog.writer();
+        writer.conn.pragma_update(None, "max_page_count", most).expect("pragma");
+    };
+    let used = catalog.writer().conn.pragma_query_value(None, "page_count", |row| row.get(0));
+    let many: Vec<_> = (0..1000).map(|n| row(n, FileState::Archived)).collect();
+    pages(used.expect("pragma"));
+    let full = catalog.commit(&Batch { upserts: many.clone(), ..Batch::default() });
+    assert!(matches!(full, Err(CatalogError::Full { .. })), "{full:?}");
+    assert_eq!(catalog.totals().expect("totals"), Totals::default());
+    let new: Vec<_> = (0..1000).map(|n| intent(n, IntentOp::Release)).collect();
+    assert!(matches!(catalog.begin(&new), Err(CatalogError::Full { .. })));
+    assert_eq!(catalog.open_intents().expect("intents"), []);
+    pages(1 << 20);
+    upsert(&catalog, many);
+    assert_eq!(catalog.totals().expect("totals").of(FileState::Archived).files, 1000);
 }
 
 fn assert_tells_to_rebuild(error: &CatalogError, path: &Path) {

@@ -80,4 +80,6 @@ impl Config {
 }
 
 #[cfg(test)]
+mod doc_tests;
+#[cfg(test)]
 mod tests;

@@ -97,8 +97,9 @@ pub fn run_engine(
     start_log: impl FnOnce(&Config) -> io::Result<()>,
 ) -> Result<(), EngineError> {
     // SIGIO would kill us: it is what the kernel sends for a broken lease without a signal of its
-    // own. Blocked before any thread exists, so in all of them.
-    signal::block(&[libc::SIGIO, signal::lease_break_signal()]).map_err(system("signals"))?;
+    // own. Blocked before any thread exists, so in all of them. (And nothing else: the holder blocks
+    // the signals that stop it, and a child inherits that.)
+    signal::block_only(&[libc::SIGIO, signal::lease_break_signal()]).map_err(system("signals"))?;
     process::raise_descriptor_limit();
     let link = Arc::new(Link::from_holder().map_err(system("no holder"))?);
     let config = Config::load(config)?;
