@@ -457,7 +457,10 @@ fn the_peer_decides_what_others_than_root_may() {
     let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(bench.dir.path(), open).expect("chmod");
     let program = bench.dir.path().join("hsm");
-    fs::copy(env!("CARGO_BIN_EXE_hsm"), &program).expect("copy");
+    // Not copied by this process: a child that another test forks meanwhile would inherit the
+    // descriptor that writes it, and the program could not be run (ETXTBSY).
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_hsm")).arg(&program).status();
+    assert!(copied.expect("cp runs").success());
     bench.file("good");
     let run = |args: &[&str]| {
         let mut command = Command::new(&program);

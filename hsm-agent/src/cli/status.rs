@@ -49,7 +49,12 @@ fn print_pool(out: &Output, pool: &PoolStatus) -> std::io::Result<()> {
     let name = out.paint(Tone::Head, &pool.name);
     out.line(format!("\npool {name} on {mount} ({})", pool.fs_type))?;
     out.line(format!("  store     {}", store(out, pool)))?;
-    for count in &pool.states {
+    let mut known = pool.states.iter().filter(|count| count.files > 0).peekable();
+    if known.peek().is_none() {
+        let name = output::path(Path::new(&pool.name)).into_owned();
+        out.line(format!("  files     none known; `hsm scan --pool {name}` looks for them"))?;
+    }
+    for count in known {
         let state = out.paint(tone_of(count.state), format!("{:<8}", count.state));
         let files = output::count(count.files, "file", "files");
         out.line(format!("  {state}  {files}, {}", output::size(count.bytes)))?;
