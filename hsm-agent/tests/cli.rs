@@ -189,7 +189,14 @@ fn failed_files_are_named_on_stderr_and_exit_with_1() {
 fn skipped_files_are_no_failure() {
     let bench = Bench::new();
     bench.file("skip");
-    assert_eq!(code(&bench.run(["release", "skip"])), 0);
+    let output = bench.run(["release", "skip"]);
+    assert_eq!(code(&output), 0);
+    assert!(text(&output.stdout).starts_with("released 0 files"), "{output:?}");
+    for option in ["-v", "-n"] {
+        let text = text(&bench.run(["release", option, "skip"]).stdout);
+        assert!(text.starts_with("skipped") && text.contains("[open-elsewhere]"), "{text}");
+    }
+    assert_eq!(text(&bench.run(["release", "-q", "-n", "skip"]).stdout), "");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! What hsm takes for granted of the kernel, tried on the running one. Needs root and loop mounts.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -30,7 +32,7 @@ impl Mount {
         File::create(&image).unwrap().set_len(400 << 20).unwrap();
         let mount = dir.path().join("mnt");
         fs::create_dir(&mount).unwrap();
-        run(Command::new(format!("mkfs.{fs}")).arg("-q").arg(&image));
+        run(Command::new(format!("mkfs.{fs}")).arg("-q").arg(&image).stdout(Stdio::null()));
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount));
         Self { dir }
     }

@@ -1,3 +1,60 @@
 //! `cargo xtask`: the project's tasks.
+//!
+//! Each task sets up what it needs, says what it does and why, and times every step. A suite that
+//! did not run is a failure: see [`report`].
 
-fn main() {}
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod demo;
+mod lab;
+mod lint;
+mod process;
+mod report;
+mod setup;
+mod steps;
+mod suites;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set-up, demo, test and bench tasks of hsm")]
+struct Options {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Archives, releases and transparently recalls a real tree, and checks every byte
+    Demo(demo::Options),
+    /// Runs everything: unit, property, conformance, S3, fuzz targets, end-to-end
+    Test(suites::Options),
+    /// Measures archive, release and recall against cp
+    Bench(bench::Options),
+    /// Installs what the other tasks need
+    Setup,
+    /// rustfmt, clippy, rustdoc and cargo-deny
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match run(Options::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => suites::run(&options),
+        Task::Bench(options) => bench::run(&options),
+        Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
+        Task::Lint => lint::run(),
+    }
+}

@@ -67,7 +67,7 @@ impl Upload<'_> {
                 result => return Ok(result?),
             }
         }
-        Ok(self.pool.runtime.block_on(self.pool.store.put(&key, Bytes::from(object)))?)
+        Ok(self.pool.runtime.block_on(self.pool.store.put(&key, object))?)
     }
 
     fn large(&self, attributes: FileAttributes, extents: Vec<Extent>) -> Result<(), UploadError> {

@@ -158,6 +158,7 @@ struct Command<'a> {
     summary: Summary,
     fatal: Option<Fatal>,
     stopping: bool,
+    dry_run: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -175,6 +176,7 @@ impl<'a> Command<'a> {
             summary: Summary::default(),
             fatal: None,
             stopping: false,
+            dry_run: false,
         }
     }
 
@@ -185,6 +187,7 @@ impl<'a> Command<'a> {
         request: &JobRequest,
         signals: &mut Signals,
     ) -> Result<std::ops::ControlFlow<()>, Failure> {
+        self.dry_run = request.dry_run;
         let mut stream = client.job(request).await?;
         let mut id = None;
         while let Some(event) = self.next_event(client, &mut stream, &id, signals).await? {
@@ -200,7 +203,6 @@ impl<'a> Command<'a> {
                     self.summary.add(&summary);
                 }
             }
-            self.context.out.flush()?;
         }
         let over = self.stopping || self.fatal.is_some() || self.summary.interrupted;
         Ok(if over {
@@ -242,15 +244,25 @@ impl<'a> Command<'a> {
     /// Prints one file's result where it belongs.
     fn report(&mut self, report: &FileReport) -> Result<(), Failure> {
         let out = &self.context.out;
-        if report.outcome == Outcome::Failed {
-            self.progress.suspend(|| out.error(refusal(report)));
-        }
-        if out.json {
-            out.json_line(report)?;
-        } else if report.outcome != Outcome::Failed {
-            self.progress.suspend(|| out.line(result_line(out, report)))?;
-        }
+        let failed = report.outcome == Outcome::Failed;
+        self.progress.suspend(|| {
+            if failed {
+                out.error(refusal(report));
+            }
+            if out.json {
+                out.json_line(report)?;
+            } else if !failed && self.wants_a_line(report) {
+                out.line(result_line(out, report))?;
+            }
+            out.flush()
+        })?;
         Ok(())
+    }
+
+    /// Of a skipped file only who wants a line per file wants to hear.
+    fn wants_a_line(&self, report: &FileReport) -> bool {
+        let verbosity = self.context.out.verbosity;
+        verbosity > 0 || verbosity == 0 && (self.dry_run || report.outcome != Outcome::Skipped)
     }
 
     fn finish(self) -> Result<Exit, Failure> {

@@ -1,7 +1,7 @@
 //! The `hsm` command line: parse, do one verb, print, exit.
 //!
-//! One file per verb. A verb gets a [`Context`] (global options, output, configuration, client)
-//! and returns an [`Exit`]; what stops it altogether is a [`Failure`], which carries its own exit
+//! One file per verb. A verb gets a `Context` (global options, output, configuration, client)
+//! and returns an `Exit`; what stops it altogether is a `Failure`, which carries its own exit
 //! code. Verbs that work on files ask the agent; verbs that only look read the inodes themselves
 //! when they may, so that they answer while no agent runs.
 

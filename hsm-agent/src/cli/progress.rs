@@ -167,6 +167,17 @@ mod tests {
     }
 
     #[test]
+    fn a_bar_tells_files_and_knows_its_end_when_the_agent_does() {
+        let bar = ProgressBar::hidden();
+        let done = Amount { files: 3, bytes: 5 };
+        show_bar(&bar, "archive", done, None, None);
+        assert_eq!((bar.message().as_str(), bar.length()), ("archive  3 files", None));
+        show_bar(&bar, "archive", done, Some(10), Some(50));
+        assert_eq!((bar.message().as_str(), bar.length()), ("archive  3/10 files", Some(50)));
+        assert_eq!(bar.position(), 5);
+    }
+
+    #[test]
     fn later_jobs_count_on() {
         let out = Output::new(false, -1);
         let mut progress = Progress::new(&out, "archive");

@@ -67,7 +67,7 @@ pub enum EngineError {
         /// Pool.
         pool: String,
         /// Why.
-        source: CatalogError,
+        source: Box<CatalogError>,
     },
     /// Another agent.
     #[error(transparent)]
@@ -97,8 +97,9 @@ pub fn run_engine(
     start_log: impl FnOnce(&Config) -> io::Result<()>,
 ) -> Result<(), EngineError> {
     // SIGIO would kill us: it is what the kernel sends for a broken lease without a signal of its
-    // own. Blocked before any thread exists, so in all of them.
-    signal::block(&[libc::SIGIO, signal::lease_break_signal()]).map_err(system("signals"))?;
+    // own. Blocked before any thread exists, so in all of them. (And nothing else: the holder blocks
+    // the signals that stop it, and a child inherits that.)
+    signal::block_only(&[libc::SIGIO, signal::lease_break_signal()]).map_err(system("signals"))?;
     process::raise_descriptor_limit();
     let link = Arc::new(Link::from_holder().map_err(system("no holder"))?);
     let config = Config::load(config)?;
@@ -159,7 +160,8 @@ impl Engine {
         };
         engine.start_event_threads()?;
         for pool in &engine.pools {
-            let failed = |source| EngineError::Catalog { pool: pool.config.name.clone(), source };
+            let failed =
+                |e| EngineError::Catalog { pool: pool.config.name.clone(), source: Box::new(e) };
             recover::intents(pool).map_err(failed)?;
             recover::open_files(pool);
         }
@@ -317,7 +319,7 @@ impl Watched {
         let store = crate::store::open(&self.config.store)
             .map_err(|source| EngineError::Store { pool: name.clone(), source })?;
         let catalog = Catalog::open(&config.agent.catalog_path(&name))
-            .map_err(|source| EngineError::Catalog { pool: name.clone(), source })?;
+            .map_err(|e| EngineError::Catalog { pool: name.clone(), source: Box::new(e) })?;
         let (settler, queue) = Settler::new();
         let pool = Arc::new(Pool {
             attributes: Attributes::new(&self.config.marker).map_err(system("marker"))?,

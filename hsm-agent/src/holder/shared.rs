@@ -87,17 +87,19 @@ impl Shared {
 
     /// Answers and only then closes the event's descriptor.
     pub(super) fn answer(&self, event: Unanswered, verdict: Verdict) {
-        let group = self.groups().get(event.frame.group as usize).map(|(_, g)| Arc::clone(g));
+        let Unanswered { frame, fd } = event;
+        let group = self.groups().get(frame.group as usize).map(|(_, g)| Arc::clone(g));
         let result = match group {
-            Some(group) => group.answer(event.frame.event_fd, verdict),
+            Some(group) => group.answer(frame.event_fd, verdict),
             None => Err(io::Error::other("no such group")),
         };
         match result {
             Ok(()) => {}
             // The waiter was killed.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::error!(%error, pid = event.frame.pid, "answer not taken"),
+            Err(error) => tracing::error!(%error, pid = frame.pid, "answer not taken"),
         }
+        drop(fd);
     }
 
     /// Denies everything that waits.

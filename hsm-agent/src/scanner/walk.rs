@@ -106,7 +106,7 @@ impl Walker<'_> {
         let mut stack = vec![Step { parent: top, name: b".".to_vec(), path: path.into() }];
         while let Some(step) = stack.pop() {
             let shown = step.path.clone();
-            if let Err(error) = self.directory(step, path, &mut stack, visit) {
+            if let Err(error) = self.directory(&step, path, &mut stack, visit) {
                 match error {
                     Stop::Asked => return ControlFlow::Break(()),
                     Stop::Error(error) => visit(Found::Error(WalkError { path: shown, error }))?,
@@ -118,7 +118,7 @@ impl Walker<'_> {
 
     fn directory(
         &self,
-        step: Step,
+        step: &Step,
         top: &Path,
         stack: &mut Vec<Step>,
         visit: &mut dyn FnMut(Found) -> ControlFlow<()>,

@@ -2,7 +2,7 @@
 //!
 //! The rate is a line of credit: each transfer books its bytes at the end of the queue and waits
 //! until its turn is over, so transfers of any size pass and the average holds. A pause of the
-//! users earns no credit beyond [`BURST`]. Reads of unknown length book what they turned out to be.
+//! users earns no credit beyond `BURST`. Reads of unknown length book what they turned out to be.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -5,10 +5,10 @@
 //!
 //! Three promises carry the rest of the system, and [`conformance`] holds every backend to them:
 //!
-//! 1. **Whole or absent.** An object becomes visible under its key only when `put` or `finish`
-//!    succeeds. A dropped writer, a failed write and a killed process leave nothing visible.
-//!    (After a power cut an object that no [`Store::flush`] covered may be visible and torn. Its
-//!    trailer and hashes give that away, and nothing refers to it: see promise 3.)
+//! 1. **Whole or absent.** When `put` or `finish` has succeeded the object is there as a whole; when
+//!    it has failed, or a writer was dropped, there is none. (After a crash an object that no
+//!    [`Store::flush`] covered may be visible and torn. Its trailer and hashes give that away, and
+//!    nothing refers to it: see promise 3.)
 //! 2. **Exact or error.** A read gives exactly the bytes that were asked for. An object that ends
 //!    too early is [`StoreError::Corrupt`], never a short buffer.
 //! 3. **Durable when `flush` says so.** Everything whose `put` or `finish` returned before
@@ -88,6 +88,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn delete(&self, key: &ObjectKey) -> Result<()>;
 
     /// Every complete object, in no particular order. Names that are no object keys are skipped.
+    /// Call it within a runtime.
     fn list(&self) -> BoxStream<'static, Result<ObjectStat>>;
 
     /// Durability barrier (promise 3 of the module head).

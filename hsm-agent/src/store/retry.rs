@@ -1,7 +1,7 @@
 //! Decorator: tries again what may succeed a little later, within a deadline.
 //!
 //! A blocked reader waits behind every attempt, so the deadline spans all of them: when it passes,
-//! the attempt that runs is dropped. Pauses double from [`FIRST_PAUSE`] to [`LONGEST_PAUSE`], each
+//! the attempt that runs is dropped. Pauses double from `FIRST_PAUSE` to `LONGEST_PAUSE`, each
 //! shortened by a random part of up to a half, so that many waiters do not return in step.
 //!
 //! Pieces of a streamed object are not repeated here (the bytes before them are gone); a backend

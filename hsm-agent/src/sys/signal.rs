@@ -29,10 +29,18 @@ pub fn lease_break_signal() -> i32 {
 
 /// Blocks `signals` in this thread and all threads that it starts from now on.
 pub fn block(signals: &[i32]) -> io::Result<()> {
+    mask(libc::SIG_BLOCK, signals)
+}
+
+/// Blocks `signals` and nothing else: what the parent had blocked is inherited otherwise.
+pub fn block_only(signals: &[i32]) -> io::Result<()> {
+    mask(libc::SIG_SETMASK, signals)
+}
+
+fn mask(how: libc::c_int, signals: &[i32]) -> io::Result<()> {
     let set = set_of(signals);
     // SAFETY: `set` is initialised; a null old set is allowed.
-    let ret =
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    let ret = unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) };
     if ret == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(ret)) }
 }
 

@@ -33,13 +33,21 @@ fn find(table: &[u8], point: &Path) -> Option<Mount> {
 fn parse(line: &[u8]) -> Option<Mount> {
     let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
     let dash = fields.iter().position(|field| *field == b"-")?;
-    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
-    let options = [*fields.get(5)?, *fields.get(dash + 3)?];
+    let mut options: Vec<String> = Vec::new();
+    for option in [*fields.get(5)?, *fields.get(dash + 3)?].iter().flat_map(|o| split_comma(o)) {
+        if !options.contains(&option) {
+            options.push(option);
+        }
+    }
     Some(Mount {
         point: OsString::from_vec(unescape(fields.get(4)?)).into(),
-        fs_type: text(fields.get(dash + 1)?),
-        options: options.iter().flat_map(|o| o.split(|b| *b == b',')).map(text).collect(),
+        fs_type: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
+        options,
     })
+}
+
+fn split_comma(options: &[u8]) -> impl Iterator<Item = String> {
+    options.split(|b| *b == b',').map(|option| String::from_utf8_lossy(option).into_owned())
 }
 
 /// Undoes `\040` and its like: three octal digits.

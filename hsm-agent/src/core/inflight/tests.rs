@@ -130,7 +130,7 @@ impl World {
             return;
         }
         let effect = self.outstanding.remove(index % self.outstanding.len());
-        self.readable = outcome % 3 != 0;
+        self.readable = !outcome.is_multiple_of(3);
         match effect {
             Effect::Look => self.apply(Event::Looked(match outcome % 3 {
                 0 => Look::Offline,
@@ -145,7 +145,7 @@ impl World {
                     _ => Ok(Recalled::Complete),
                 }));
             }
-            Effect::Judge(access) if outcome % 3 == 0 => self.apply(Event::Defer(access)),
+            Effect::Judge(access) if outcome.is_multiple_of(3) => self.apply(Event::Defer(access)),
             Effect::Judge(access) => drop(self.waiting.remove(&access.ticket)),
             other => unreachable!("{other:?}"),
         }

@@ -6,10 +6,16 @@
 //! root/tmp/…           objects that are being written
 //! ```
 //!
-//! An object is written under `tmp/` and renamed to its place: one open, one write, one rename and
-//! no fsync per object. What a crash leaves in `tmp/` is removed at a later open when it is a day
-//! old. Durability is bought in bulk by [`Store::flush`]: one `syncfs` for everything before it
-//! (`barrier`). Why not `object_store`'s local backend: `docs/adr/0001-local-store.md`.
+//! A streamed or large object is written under `tmp/` and renamed to its place. What a crash leaves
+//! in `tmp/` is removed at a later open when it is a day old. A small object is created under its
+//! own name and written with one call: a quarter cheaper. Should the process be killed between the
+//! two, a torn object stays, as after a power cut: it does not pass for a whole one (the format
+//! ends in a trailer), its identity is random and known to nobody, and the audit removes objects
+//! that no record refers to.
+//!
+//! There is no fsync per object. Durability is bought in bulk by [`Store::flush`]: one `syncfs` for
+//! everything before it (`barrier`). Measurements, and why not `object_store`'s local backend:
+//! `docs/adr/0001-local-store.md`.
 //!
 //! The async operations hop to a blocking thread, so that a slow disk or a dead NFS server stalls
 //! no runtime thread and a deadline can still fire; [`Store::blocking`] is the way without the hop.

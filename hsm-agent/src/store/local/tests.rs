@@ -107,8 +107,10 @@ fn a_directory_in_an_objects_place_is_an_error() {
 #[test]
 fn a_store_whose_directories_vanish_says_so() {
     let (dir, store) = store();
-    std::fs::remove_dir(dir.path().join("tmp")).expect("rmdir");
-    let put = store.dir.put(&key(), b"x");
+    let key = key();
+    store.dir.put(&key, b"x").expect("put");
+    std::fs::remove_dir_all(dir.path().join(ObjectKey::shard_name(key.shard()))).expect("rmdir");
+    let put = store.dir.put(&key, b"x");
     assert!(matches!(put, Err(StoreError::Failed { .. })), "not a missing object: {put:?}");
 }
 
@@ -120,4 +122,70 @@ fn a_full_file_system_is_full_and_leaves_nothing() {
     let e = full.write_at(b"x", 0).expect_err("no room");
     let errno = rustix::io::Errno::from_io_error(&e).expect("errno");
     assert!(matches!(errno::error(Subject::Store, errno), StoreError::Full { .. }));
+}
+
+#[test]
+fn a_torn_object_of_a_crash_is_replaced_as_a_whole() {
+    let (dir, store) = store();
+    let key = key();
+    store.dir.put(&key, b"torn").expect("put");
+    store.dir.put(&key, b"whole object").expect("put again");
+    assert_eq!(store.dir.get_tail(&key, 99).expect("tail").bytes, &b"whole object"[..]);
+    assert_eq!(names(&dir.path().join("tmp")), [""; 0]);
+}
+
+#[test]
+fn a_put_that_fails_late_does_not_remove_its_successor() {
+    let (dir, store) = store();
+    let key = key();
+    store.dir.put(&key, b"hangs").expect("first put");
+    let shard = dir.path().join(ObjectKey::shard_name(key.shard()));
+    let hanging = std::fs::File::open(shard.join(key.file_name())).expect("open").into();
+    let shard = std::fs::File::open(shard).expect("open").into();
+    store.dir.put(&key, b"stored again").expect("second put");
+    store.dir.remove_failed(&shard, &key.file_name(), &hanging);
+    assert_eq!(store.dir.head(&key).expect("still there").size, 12);
+    let stored = std::fs::File::open(dir.path().join(key.to_string())).expect("open").into();
+    store.dir.remove_failed(&shard, &key.file_name(), &stored);
+    store.dir.head(&key).expect_err("its own failure does remove it");
+}
+
+#[test]
+fn large_objects_become_visible_as_a_whole() {
+    let (dir, store) = store();
+    let key = key();
+    let temp = dir.path().join("tmp");
+    std::fs::remove_dir(&temp).expect("rmdir");
+    store.dir.put(&key, &[1; 1 << 20]).expect_err("needs tmp, which is gone");
+    assert!(matches!(store.dir.head(&key), Err(StoreError::NotFound { .. })));
+}
+
+/// Runs the ignored test below in a process whose files may not exceed 8 KiB.
+#[test]
+fn a_write_that_fails_half_way_leaves_nothing() {
+    let limit = "trap '' XFSZ; ulimit -f 16; exec \"$0\" --exact --ignored \"$1\"";
+    let child = "store::local::tests::child_with_a_file_size_limit";
+    let exe = std::env::current_exe().expect("test binary");
+    let run = std::process::Command::new("sh").args(["-c", limit]).arg(exe).arg(child).output();
+    let output = run.expect("sh");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "run by a_write_that_fails_half_way_leaves_nothing"]
+fn child_with_a_file_size_limit() {
+    let (dir, store) = store();
+    let key = key();
+    for size in [100_000, 1_000_000] {
+        let put = store.dir.put(&key, &vec![1; size]);
+        assert!(matches!(put, Err(StoreError::Full { .. })), "{put:?}");
+        assert!(matches!(store.dir.head(&key), Err(StoreError::NotFound { .. })));
+    }
+    let mut sink = LocalSink::create(store.dir.clone(), key).expect("sink");
+    sink.write(&[1; 8000]).expect("below the limit");
+    sink.write(&[1; 80_000]).expect_err("above the limit");
+    Box::new(sink).finish().expect_err("finish after a failed write");
+    assert!(matches!(store.dir.head(&key), Err(StoreError::NotFound { .. })));
+    assert_eq!(names(&dir.path().join("tmp")), [""; 0]);
 }

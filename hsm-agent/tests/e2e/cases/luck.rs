@@ -1,0 +1,251 @@
+//! Bad luck and bad input: an error that says what is wrong, nothing lost, never zeros.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use hsm_lab::Run;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use super::cases;
+use crate::fixture::{Pool, assert_read_fails};
+
+const MIB: u64 = 1 << 20;
+const EIO: i32 = Errno::IO.raw_os_error();
+const EAGAIN: i32 = Errno::AGAIN.raw_os_error();
+const ENOSPC: i32 = Errno::NOSPC.raw_os_error();
+
+cases! {
+    an_unreachable_store_is_an_error_and_loses_nothing with |config| {
+        config.store_options.push("deadline = \"2s\"".into());
+        config.store_options.push("retries = 2".into());
+        config.limits.push("recall_deadline = \"5s\"".into());
+    },
+    a_missing_object_is_an_error with quick,
+    a_flipped_bit_is_an_error with quick,
+    a_truncated_object_is_an_error with quick,
+    an_object_of_another_file_is_an_error with quick,
+    a_full_disk_is_an_error_and_loses_nothing with quick,
+    a_full_store_leaves_the_file_resident,
+    a_marker_with_a_bad_checksum_is_an_error,
+    a_marker_of_an_unknown_version_is_an_error,
+    config_nonsense_is_explained,
+    a_missing_record_is_an_error,
+}
+
+/// Errors that no retry heals still cost the retries: few and fast.
+fn quick(config: &mut hsm_lab::PoolConfig) {
+    config.store_options.push("retries = 1".into());
+    config.limits.push("recall_deadline = \"10s\"".into());
+}
+
+fn an_unreachable_store_is_an_error_and_loses_nothing(pool: &mut Pool) -> Result<()> {
+    let file = pool.offline_file("file", MIB)?;
+    let away = pool.outside("store-away");
+    fs::rename(pool.store(), &away)?;
+    let begin = Instant::now();
+    assert_read_fails(&file.path, &[EIO, EAGAIN])?;
+    ensure!(begin.elapsed() < Duration::from_secs(20), "the reader waited {:?}", begin.elapsed());
+    pool.assert_offline(&file.path)?;
+    // What cannot be stored stays where it is.
+    let new = pool.file("new", MIB)?;
+    let report = pool.hsm.verb("archive", [&new])?;
+    ensure!(report.code == 1, "archived into nothing: {}", report.output.describe());
+    // The store may have made itself an empty directory; the real one comes back all the same.
+    drop(fs::remove_dir_all(pool.store()));
+    fs::rename(&away, pool.store())?;
+    file.check()?;
+    new.check()?;
+    pool.offline(&new.path)?;
+    new.check()
+}
+
+/// Damages the only object, expects `EIO`, repairs it, and expects the bytes.
+fn damaged(pool: &mut Pool, damage: impl Fn(&Path) -> Result<()>) -> Result<()> {
+    let (file, object) = pool.offline_with_object("damaged-file", MIB)?;
+    let copy = pool.outside("object");
+    fs::rename(&object, &copy)?;
+    fs::copy(&copy, &object)?;
+    damage(&object)?;
+    assert_read_fails(&file.path, &[EIO])?;
+    assert_read_fails(&file.path, &[EIO])?;
+    pool.assert_state(&file.path, &["offline", "lost"])?;
+    let report = pool.hsm.verb("recall", [&file])?;
+    ensure!(report.code == 1, "{}", report.output.describe());
+    let log = pool.agent()?.log();
+    ensure!(log.contains("damaged-file"), "the log does not name the file");
+    drop(fs::remove_file(&object));
+    fs::rename(&copy, &object)?;
+    file.check()
+}
+
+fn a_missing_object_is_an_error(pool: &mut Pool) -> Result<()> {
+    damaged(pool, |object| Ok(fs::remove_file(object)?))
+}
+
+fn a_flipped_bit_is_an_error(pool: &mut Pool) -> Result<()> {
+    damaged(pool, |object| {
+        let file = File::options().read(true).write(true).open(object)?;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 500_000)?;
+        Ok(file.write_all_at(&[byte[0] ^ 0x10], 500_000)?)
+    })
+}
+
+fn a_truncated_object_is_an_error(pool: &mut Pool) -> Result<()> {
+    damaged(pool, |object| {
+        let file = File::options().write(true).open(object)?;
+        Ok(file.set_len(file.metadata()?.len() / 2)?)
+    })
+}
+
+fn an_object_of_another_file_is_an_error(pool: &mut Pool) -> Result<()> {
+    let (_, other) = pool.offline_with_object("other", MIB)?;
+    damaged(pool, |object| Ok(fs::copy(&other, object).map(drop)?))
+}
+
+fn a_full_disk_is_an_error_and_loses_nothing(pool: &mut Pool) -> Result<()> {
+    let file = pool.offline_file("file", 40 * MIB)?;
+    let filler = fill_up(pool, 8 * MIB)?;
+    let result = assert_read_fails(&file.path, &[ENOSPC]);
+    let offline = pool.assert_state(&file.path, &["offline", "partial"]);
+    fs::remove_file(filler)?;
+    pool.sh("sync -f \"$1\"", [pool.mnt()])?;
+    result?;
+    offline?;
+    file.check()
+}
+
+/// Takes the file system's space until at most `rest` bytes are left.
+fn fill_up(pool: &Pool, rest: u64) -> Result<PathBuf> {
+    let path = pool.path("filler");
+    let filler = File::create(&path)?;
+    let (mut at, mut piece) = (0, 64 * MIB);
+    while piece >= MIB {
+        let stat = rustix::fs::statvfs(pool.mnt())?;
+        if stat.f_bfree * stat.f_frsize <= rest {
+            break;
+        }
+        match fallocate(&filler, FallocateFlags::empty(), at, piece) {
+            Ok(()) => at += piece,
+            Err(Errno::NOSPC) => piece /= 2,
+            Err(error) => bail!("fallocate: {error}"),
+        }
+    }
+    filler.sync_all()?;
+    Ok(path)
+}
+
+fn a_full_store_leaves_the_file_resident(pool: &mut Pool) -> Result<()> {
+    let file = pool.file("file", 20 * MIB)?;
+    let store = pool.store().to_path_buf();
+    let tmpfs = Run::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]);
+    tmpfs.args([&store]).ok()?;
+    let report = pool.hsm.verb("archive", [&file]);
+    Run::new("umount").args(["-l"]).args([&store]).ok()?;
+    let report = report?;
+    ensure!(report.code == 1, "archived into a full store: {}", report.output.describe());
+    pool.assert_state(&file.path, &["resident"])?;
+    file.check()?;
+    pool.offline(&file.path)?;
+    file.check()
+}
+
+const MARKER: &str = "security.bpf.hsm";
+
+/// Replaces the marker while the agent runs, and expects an error that names the file.
+fn marked(pool: &mut Pool, change: impl Fn(&mut Vec<u8>)) -> Result<()> {
+    let file = pool.offline_file("marked-file", MIB)?;
+    let mut marker = vec![0; 256];
+    let n = rustix::fs::getxattr(&file.path, MARKER, &mut marker)?;
+    marker.truncate(n);
+    let good = marker.clone();
+    change(&mut marker);
+    ensure!(marker != good, "the marker was not changed");
+    set_marker(&file.path, &marker)?;
+    pool.sh("echo 2 > /proc/sys/vm/drop_caches", [""; 0])?;
+    assert_read_fails(&file.path, &[EIO])?;
+    let log = pool.agent()?.log();
+    ensure!(log.contains("marked-file"), "the log does not name the file");
+    for verb in ["release", "recall", "archive"] {
+        let report = pool.hsm.verb(verb, [&file])?;
+        ensure!(report.code == 1, "hsm {verb}: {}", report.output.describe());
+        ensure!(report.output.text().contains("marked-file"), "hsm {verb} does not name it");
+    }
+    set_marker(&file.path, &good)?;
+    file.check()
+}
+
+fn set_marker(path: &Path, bytes: &[u8]) -> Result<()> {
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(path, MARKER, bytes, flags).context("setting the marker")
+}
+
+fn a_marker_with_a_bad_checksum_is_an_error(pool: &mut Pool) -> Result<()> {
+    marked(pool, |marker| {
+        if let Some(last) = marker.last_mut() {
+            *last ^= 1;
+        }
+    })
+}
+
+fn a_marker_of_an_unknown_version_is_an_error(pool: &mut Pool) -> Result<()> {
+    // Bytes 4 and 5 are the format version, behind the magic: docs/FORMATS.md.
+    marked(pool, |marker| marker[4] = 0xfe)?;
+    fs::remove_file(pool.path("marked-file"))?;
+    marked(pool, Vec::clear)
+}
+
+fn a_missing_record_is_an_error(pool: &mut Pool) -> Result<()> {
+    let file = pool.offline_file("file", MIB)?;
+    let mut record = vec![0; 4096];
+    let n = rustix::fs::getxattr(&file.path, "trusted.hsm", &mut record)?;
+    record.truncate(n);
+    rustix::fs::removexattr(&file.path, "trusted.hsm")?;
+    // The marker alone names the object: bytes or an error, both are right.
+    match fs::read(&file.path) {
+        Ok(bytes) => file.content.check_bytes(&bytes),
+        Err(error) => {
+            ensure!(error.raw_os_error() == Some(EIO), "{error}");
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(&file.path, "trusted.hsm", &record, flags)?;
+            file.check()
+        }
+    }
+}
+
+fn config_nonsense_is_explained(pool: &mut Pool) -> Result<()> {
+    let good = pool.config.render();
+    let bad = [
+        ("[[pool]]", "[[pool]]\nnonsense = 1", "nonsense"),
+        ("kind = \"local\"", "kind = \"tape\"", "kind"),
+        ("name = \"lab\"", "name = \"Not Allowed\"", "name"),
+        ("[limits]", "[limits]\nrecall_parallel = \"many\"", "recall_parallel"),
+        ("[limits]", "[limits", "limits"),
+        ("name = \"lab\"", "name = \"lab\"\ncompression_level = 3", "compression"),
+        ("name = \"lab\"", "name = \"lab\"\nrange_programs = [\"*\"]", "range_programs"),
+    ];
+    for (from, to, key) in bad {
+        let text = good.replacen(from, to, 1);
+        ensure!(text != good, "{from} is not in the configuration");
+        let path = pool.outside("bad.toml");
+        fs::write(&path, text)?;
+        let hsm = hsm_lab::Hsm::new(crate::fixture::exe(), &path);
+        for command in [["config", "check"].as_slice(), ["agent"].as_slice()] {
+            let out = hsm.command(command).output()?;
+            ensure!(out.code() == 2, "{to}: {}", out.describe());
+            ensure!(
+                out.stderr.contains(key),
+                "{to}: the message does not name {key}: {}",
+                out.stderr
+            );
+            let line = out.stderr.contains("line") || out.stderr.contains("bad.toml:");
+            ensure!(line, "{to}: the message names no line: {}", out.stderr);
+        }
+    }
+    pool.hsm.command(["config", "check"]).ok()?;
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! The privileged end-to-end suite: a real agent, real file systems, real programs.
+//!
+//! Every case runs once per file system under the name `ext4::cat_reads_identical_bytes`, each on
+//! a pool of its own ([`fixture`]). `docs/SEMANTICS.md` has a paragraph of the same name for every
+//! case; the test `semantics_document_matches_the_cases` keeps it so.
+//!
+//! The whole suite runs in a mount and pid namespace of its own (`hsm_lab::sandbox`), so nothing
+//! that it mounts or starts can outlive it. This program is also its own helper: see [`helper`].
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use hsm_lab::sandbox::{self, Role};
+use hsm_lab::{FsKind, census};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+mod cases;
+mod document;
+mod fixture;
+mod helper;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|arg| arg == "--helper") {
+        return helper::main(&args[1..]);
+    }
+    let arguments = Arguments::from_args();
+    if arguments.list {
+        return libtest_mimic::run(&arguments, trials(Path::new("/nonexistent"))).exit_code();
+    }
+    if !sandbox::is_root() {
+        return refuse();
+    }
+    match sandbox::enter() {
+        Ok(Role::Inside(dir)) => run(arguments, &dir),
+        Ok(Role::Done(code)) => ExitCode::from(u8::try_from(code).unwrap_or(101)),
+        Err(error) => {
+            eprintln!("the suite could not start: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A suite that did not run has failed.
+fn refuse() -> ExitCode {
+    eprintln!("\nTHE PRIVILEGED END-TO-END SUITE DID NOT RUN: it needs root.");
+    eprintln!("It mounts file systems over loop devices and listens with fanotify. Run:\n");
+    eprintln!("    sudo -E env \"PATH=$PATH\" cargo test -p hsm-agent --test e2e\n");
+    ExitCode::FAILURE
+}
+
+fn run(mut arguments: Arguments, dir: &Path) -> ExitCode {
+    // Each pool has an agent and several programs of its own; more only makes them wait.
+    arguments.test_threads.get_or_insert(2);
+    let conclusion = libtest_mimic::run(&arguments, trials(dir));
+    let left = census::leftovers_after(dir, Duration::from_secs(5));
+    for line in &left {
+        eprintln!("LEFT BEHIND: {line}");
+    }
+    if conclusion.has_failed() || !left.is_empty() {
+        ExitCode::from(101)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn trials(dir: &Path) -> Vec<Trial> {
+    let mut trials = vec![Trial::test("semantics_document_matches_the_cases", || {
+        document::check(&cases::names()).map_err(Failed::from)
+    })];
+    for fs in FsKind::ALL {
+        for case in cases::all() {
+            let dir = dir.to_path_buf();
+            trials.push(Trial::test(format!("{fs}::{}", case.name), move || {
+                fixture::run(&case, fs, &dir).map_err(|error| Failed::from(format!("{error:#}")))
+            }));
+        }
+    }
+    trials
+}

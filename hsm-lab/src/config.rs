@@ -1,0 +1,98 @@
+//! Writes an agent's configuration for one pool in the lab.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+/// A pool called `lab` with a local store. The lists hold further lines of TOML for each table.
+#[derive(Debug, Clone, Default)]
+pub struct PoolConfig {
+    /// Below it: state, socket, log.
+    pub dir: PathBuf,
+    /// The managed file system.
+    pub mount: PathBuf,
+    /// The local store.
+    pub store: PathBuf,
+    /// Lines for `[limits]`.
+    pub limits: Vec<String>,
+    /// Lines for `[[pool]]`.
+    pub pool: Vec<String>,
+    /// Lines for `[pool.store]`.
+    pub store_options: Vec<String>,
+    /// The tracing filter; `HSM_LAB_LOG` overrides it.
+    pub log: String,
+}
+
+impl PoolConfig {
+    /// A pool on `mount` with everything else in `dir`.
+    pub fn new(dir: &Path, mount: &Path) -> Self {
+        Self {
+            dir: dir.to_path_buf(),
+            mount: mount.to_path_buf(),
+            store: dir.join("store"),
+            log: std::env::var("HSM_LAB_LOG").unwrap_or_else(|_| "info".to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// The file that [`write`](Self::write) writes.
+    pub fn file(&self) -> PathBuf {
+        self.dir.join("hsm.toml")
+    }
+
+    /// The agent's state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// The TOML.
+    pub fn render(&self) -> String {
+        let quoted = |path: &Path| format!("{:?}", path.display().to_string());
+        let mut text = format!(
+            "[agent]\nstate_dir = {}\nsocket = {}\nlog = {:?}\n\n[limits]\n",
+            quoted(&self.state_dir()),
+            quoted(&self.dir.join("hsm.sock")),
+            self.log,
+        );
+        let mut lines = |lines: &[String]| lines.iter().for_each(|l| text += &format!("{l}\n"));
+        lines(&self.limits);
+        lines(&[
+            "\n[[pool]]\nname = \"lab\"".to_owned(),
+            format!("mount = {}", quoted(&self.mount)),
+        ]);
+        lines(&self.pool);
+        lines(&[
+            "\n[pool.store]\nkind = \"local\"".to_owned(),
+            format!("path = {}", quoted(&self.store)),
+        ]);
+        lines(&self.store_options);
+        text
+    }
+
+    /// Makes the directories and writes the file.
+    pub fn write(&self) -> Result<PathBuf> {
+        fs::create_dir_all(&self.store)?;
+        fs::create_dir_all(self.state_dir())?;
+        fs::write(self.file(), self.render())?;
+        Ok(self.file())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_come_in_order() {
+        let mut config = PoolConfig::new(Path::new("/d"), Path::new("/d/m"));
+        config.pool.push("recall = \"range\"".into());
+        config.store_options.push("retries = 1".into());
+        let text = config.render();
+        let at = |needle: &str| text.find(needle).unwrap();
+        assert!(at("[limits]") < at("[[pool]]"));
+        assert!(at("[[pool]]") < at("recall"));
+        assert!(at("recall") < at("[pool.store]"));
+        assert!(at("[pool.store]") < at("retries"));
+    }
+}

@@ -1,0 +1,32 @@
+//! The laboratory: everything that the end-to-end suite, `cargo xtask demo` and `cargo xtask bench`
+//! need around a real agent on a real, loop-mounted file system.
+//!
+//! ```text
+//! sandbox      own mount and pid namespace, own directory; gone when the run is gone
+//!   loopfs     image → mkfs → loop mount
+//!   agent      `hsm agent` on it, watched, killable, measured
+//!   hsm        the command line, its JSON read back
+//!   run        any other program, with a time limit
+//!   content    what the bytes must be
+//! ```
+//!
+//! Invariant: nothing here outlives the process that made it. Mounts live in a mount namespace of
+//! their own, processes in a pid namespace of their own, loop devices detach with their mount, and
+//! the directory is removed by the process outside. [`census`] proves it afterwards.
+
+pub mod agent;
+pub mod census;
+pub mod config;
+pub mod content;
+pub mod hsm;
+pub mod loopfs;
+pub mod run;
+pub mod sandbox;
+pub mod stats;
+
+pub use agent::Agent;
+pub use config::PoolConfig;
+pub use content::Content;
+pub use hsm::Hsm;
+pub use loopfs::{FsKind, LoopFs};
+pub use run::{Output, Run};

@@ -1,0 +1,298 @@
+//! `cargo xtask bench`: archive, release and recall against `cp` from and to the same places.
+//!
+//! Fair means: both sides move the same bytes between the same disk and the same kind of file
+//! system in the same run, in turns, each from the same state of the caches, each until the data is
+//! durable (`cp` is followed by `sync -f`). `cp` works on a twin that no agent watches, so that it
+//! does not pay for us. Every number is the median of its rounds. This is no test: it fails only
+//! when something does not work.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use hsm_lab::sandbox::Role;
+use hsm_lab::stats::{bytes, median, percentile};
+use hsm_lab::{Content, FsKind, LoopFs, Run};
+
+use self::results::{Latency, Results, Row};
+use crate::demo::parse_fs;
+use crate::lab::{LIMIT, Lab, drop_caches, enter, exe, read_latency, timed};
+use crate::steps::{note, step};
+
+mod results;
+
+/// Options of `cargo xtask bench`.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Number of 4 KiB files
+    #[arg(long, default_value_t = 10_000)]
+    files: u64,
+    /// Size of the large file
+    #[arg(long, default_value = "2GiB", value_parser = parse_size)]
+    big: u64,
+    /// The managed file system
+    #[arg(long, default_value = "ext4", value_parser = parse_fs)]
+    fs: FsKind,
+    /// Rounds; the median counts
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Where the numbers go as JSON
+    #[arg(long, default_value = "target/bench.json")]
+    json: PathBuf,
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|e| format!("{text}: {e}"))?;
+    let shift = match &text[digits.len()..] {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        unit => return Err(format!("unknown unit {unit}; use KiB, MiB or GiB")),
+    };
+    Ok(number << shift)
+}
+
+const SMALL: u64 = 4096;
+/// Single recalls that are timed.
+const SAMPLES: u64 = 1000;
+
+/// Runs the bench.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    match enter("cargo xtask bench")? {
+        Role::Done(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(101))),
+        Role::Inside(dir) => inside(options, &dir).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn inside(options: &Options, dir: &Path) -> Result<()> {
+    let image = options.big * 3 + options.files * 3 * 8192 + (1 << 30);
+    let mut plain = LoopFs::create(options.fs, dir, "plain", image)?;
+    let lab = Lab::new(options.fs, dir, image, &exe()?)?;
+    let mut bench = Bench { lab: &lab, plain: plain.path(), options, rows: Vec::new() };
+    let result = bench.run();
+    let rows = std::mem::take(&mut bench.rows);
+    let memory = lab.agent.peak_memory();
+    let log = lab.agent.log_tail();
+    let closed = lab.close().and(plain.unmount());
+    if result.is_err() {
+        eprintln!("{log}");
+    }
+    let latency = result?;
+    closed?;
+    let results = Results {
+        fs: options.fs.to_string(),
+        files: options.files,
+        big: options.big,
+        rounds: options.rounds,
+        rows,
+        latency,
+        holder_peak_kib: memory.holder,
+        engine_peak_kib: memory.engine,
+    };
+    println!("{}", results.render());
+    fs::write(&options.json, serde_json::to_vec_pretty(&results)?)?;
+    note(&format!("the same as JSON: {}", options.json.display()));
+    Ok(())
+}
+
+struct Bench<'a> {
+    lab: &'a Lab,
+    /// An unwatched file system for cp.
+    plain: &'a Path,
+    options: &'a Options,
+    rows: Vec<Row>,
+}
+
+/// One of the two things that are moved.
+struct Load {
+    name: String,
+    path: PathBuf,
+    /// The same files where no agent watches.
+    twin: PathBuf,
+    files: u64,
+    bytes: u64,
+}
+
+impl Bench<'_> {
+    fn run(&mut self) -> Result<Latency> {
+        let small = Load {
+            name: format!("{} x 4 KiB", self.options.files),
+            path: self.lab.managed("small"),
+            twin: self.plain.join("small"),
+            files: self.options.files,
+            bytes: self.options.files * SMALL,
+        };
+        let big = Load {
+            name: bytes(self.options.big),
+            path: self.lab.managed("big"),
+            twin: self.plain.join("big"),
+            files: 1,
+            bytes: self.options.big,
+        };
+        step("making the files, twice", || {
+            fs::create_dir(&small.path)?;
+            fs::create_dir(&big.path)?;
+            for i in 0..small.files {
+                fs::write(file(&small, i), Content::new(i, SMALL).bytes())?;
+            }
+            Content::new(1 << 40, big.bytes).write(&file(&big, 0))?;
+            Run::new("cp")
+                .args(["-r"])
+                .args([&small.path, &big.path])
+                .args([self.plain])
+                .limit(LIMIT)
+                .ok()
+        })?;
+        let latency = self.load(&small)?.context("no latency")?;
+        self.load(&big)?;
+        Ok(latency)
+    }
+
+    /// All rounds of one load; latencies only of small files.
+    fn load(&mut self, load: &Load) -> Result<Option<Latency>> {
+        for cache in ["cold", "warm"] {
+            let what = format!("{}, cache {cache}, {} rounds", load.name, self.options.rounds);
+            let times = step(&what, || self.rounds(load, cache))?;
+            let [archive, cp_out, release, recall, cp_in, read] = times;
+            self.row(load, "archive", cache, &archive, Some(&cp_out));
+            self.row(load, "release", cache, &release, None);
+            self.row(load, "recall", cache, &recall, Some(&cp_in));
+            self.row(load, "cat of it offline", cache, &read, Some(&cp_in));
+        }
+        if load.files == 1 {
+            return Ok(None);
+        }
+        step("single recalls", || self.latency(load)).map(Some)
+    }
+
+    fn rounds(&self, load: &Load, cache: &str) -> Result<[Vec<Duration>; 6]> {
+        let mut times: [Vec<Duration>; 6] = Default::default();
+        for round in 0..self.options.rounds {
+            touch(load, round)?;
+            let one = self.round(load, cache == "cold")?;
+            times.iter_mut().zip(one).for_each(|(all, time)| all.push(time));
+        }
+        Ok(times)
+    }
+
+    /// archive, cp out, release, recall, cp in, cat.
+    fn round(&self, load: &Load, cold: bool) -> Result<[Duration; 6]> {
+        let (copy, back) = (self.lab.host("copy"), self.plain.join("copy"));
+        let caches = |warm: &Path| -> Result<()> {
+            drop_caches()?;
+            if !cold {
+                Run::shell("find \"$1\" -type f -exec cat {} + > /dev/null").args([warm]).ok()?;
+            }
+            Ok(())
+        };
+        let cp = "cp -r \"$1\" \"$2\"; sync -f \"$2\"";
+        caches(&load.path)?;
+        let archive = self.lab.verb("archive", &load.path)?;
+        caches(&load.twin)?;
+        let cp_out = timed(Run::shell(cp).args([&load.twin, &copy]))?;
+        caches(&load.path)?;
+        let release = self.lab.verb("release", &load.path)?;
+        let offline = self.lab.hsm.count("offline")?;
+        ensure!(offline >= load.files, "only {offline} files are offline");
+        caches(&self.lab.host("store"))?;
+        let recall = self.lab.verb("recall", &load.path)?;
+        caches(&copy)?;
+        let cp_in = timed(Run::shell(cp).args([&copy, &back]))?;
+        fs::remove_dir_all(&back)?;
+        fs::remove_dir_all(&copy)?;
+        self.lab.verb("release", &load.path)?;
+        caches(&self.lab.host("store"))?;
+        let cat = "find \"$1\" -type f -exec cat {} + > /dev/null";
+        let read = timed(Run::shell(cat).args([&load.path]))?;
+        Ok([archive, cp_out, release, recall, cp_in, read])
+    }
+
+    fn row(
+        &mut self,
+        load: &Load,
+        verb: &str,
+        cache: &'static str,
+        ours: &[Duration],
+        cp: Option<&[Duration]>,
+    ) {
+        let seconds = |times| median(times).map_or(0.0, |time: Duration| time.as_secs_f64());
+        let hsm_seconds = seconds(ours);
+        let cp_seconds = cp.map(seconds);
+        #[expect(clippy::cast_precision_loss, reason = "printed rounded")]
+        let (files, mib) = (load.files as f64, load.bytes as f64 / f64::from(1 << 20));
+        let rate = if load.files > 1 {
+            format!("{:.0} files/s", files / hsm_seconds)
+        } else {
+            format!("{:.0} MiB/s", mib / hsm_seconds)
+        };
+        let times_cp = cp_seconds.map(|cp| cp / hsm_seconds);
+        let what = format!("{verb} {}", load.name);
+        self.rows.push(Row { what, cache, hsm_seconds, cp_seconds, times_cp, rate });
+    }
+
+    fn latency(&self, load: &Load) -> Result<Latency> {
+        let count = SAMPLES.min(load.files);
+        let stride = load.files / count;
+        let sample = || -> Result<Vec<Duration>> {
+            let one = |i: u64| {
+                let path = file(load, i * stride);
+                let (got, time) = read_latency(&path)?;
+                ensure!(
+                    got.len() as u64 == SMALL && got.iter().any(|b| *b != 0),
+                    "{}",
+                    path.display()
+                );
+                Ok(time)
+            };
+            (0..count).map(one).collect()
+        };
+        self.lab.verb("release", &load.path)?;
+        drop_caches()?;
+        let recall = sample()?;
+        self.lab.verb("recall", &load.path)?;
+        drop_caches()?;
+        let cold = sample()?;
+        let warm = sample()?;
+        let ms =
+            |times: &[Duration], p| percentile(times, p).map_or(0.0, |t| t.as_secs_f64() * 1e3);
+        Ok(Latency {
+            samples: recall.len(),
+            recall_p50_ms: ms(&recall, 50),
+            recall_p99_ms: ms(&recall, 99),
+            online_cold_p50_ms: ms(&cold, 50),
+            online_warm_p50_ms: ms(&warm, 50),
+        })
+    }
+}
+
+fn file(load: &Load, i: u64) -> PathBuf {
+    load.path.join(format!("d{}", i % 100)).with_extension(format!("f{i}"))
+}
+
+/// Changes a byte of every file, so that there is something to archive again.
+fn touch(load: &Load, round: u32) -> Result<()> {
+    for i in 0..load.files {
+        let file = File::options().write(true).open(file(load, i))?;
+        file.write_all_at(&[round.to_le_bytes()[0] | 1], 7)?;
+    }
+    rustix::fs::sync();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
+        assert_eq!(parse_size("17"), Ok(17));
+        assert!(parse_size("3GB").is_err());
+    }
+}

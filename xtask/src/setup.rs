@@ -1,0 +1,118 @@
+//! Installs what the tasks need: Debian packages where apt exists, tools from crates.io.
+//!
+//! Nothing is touched that is there already. Where something is missing and cannot be installed,
+//! the message says exactly what and how.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::process::{answers, cargo, exists, must};
+use crate::steps::{note, step};
+
+/// Programs that the end-to-end suite, the demo and the bench run, and the Debian packages they
+/// come in.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("cc", "gcc"),
+    ("c++", "g++"),
+    ("make", "make"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("filefrag", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("mount", "mount"),
+    ("losetup", "mount"),
+    ("swapon", "mount"),
+    ("unshare", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("setfattr", "attr"),
+    ("setfacl", "acl"),
+    ("rsync", "rsync"),
+    ("tar", "tar"),
+    ("grep", "grep"),
+    ("find", "findutils"),
+    ("cmp", "diffutils"),
+    ("sqlite3", "sqlite3"),
+    ("git", "git"),
+    ("/usr/bin/python3", "python3"),
+    ("python3", "python3"),
+];
+
+/// The newest release of the S3 server that the pinned toolchain builds.
+const S3S_FS: &str = "0.14.1";
+
+/// Everything that any task needs.
+pub(crate) fn everything() -> Result<()> {
+    packages()?;
+    s3_server()?;
+    optional();
+    Ok(())
+}
+
+/// The programs of [`PROGRAMS`].
+pub(crate) fn packages() -> Result<()> {
+    let missing: Vec<_> = PROGRAMS.iter().filter(|(program, _)| !exists(program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut names: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
+    names.sort_unstable();
+    names.dedup();
+    let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
+    let (programs, list) = (programs.join(" "), names.join(" "));
+    if !exists("apt-get") {
+        bail!(
+            "these programs are missing: {programs}\n(Debian has them in: {list}.) Install them \
+             with your distribution's package manager and try again"
+        );
+    }
+    ensure!(
+        hsm_lab::sandbox::is_root(),
+        "these programs are missing: {programs}. Run: sudo apt-get install {list}"
+    );
+    step(&format!("installing {list} (for {programs})"), || {
+        let apt = || {
+            let mut command = Command::new("apt-get");
+            command.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq");
+            command
+        };
+        must(apt().arg("update"))?;
+        must(apt().args(["install", "--yes", "--no-install-recommends"]).args(&names))
+    })
+}
+
+/// Where tools are kept, outside the project and shared by its clones.
+pub(crate) fn tools_dir() -> Result<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let cache = match cache {
+        Some(dir) => dir,
+        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
+    };
+    Ok(cache.join("hsm-dev/tools"))
+}
+
+/// `s3s-fs`, the S3 server that the store is tested against.
+pub(crate) fn s3_server() -> Result<PathBuf> {
+    let dir = tools_dir()?;
+    let program = dir.join("bin/s3s-fs");
+    if !program.is_file() {
+        step("building s3s-fs, the S3 server that the store is tested against", || {
+            let mut install = cargo();
+            // Cargo's settings for this workspace (its target directory) are not the tool's.
+            install.current_dir("/").env_remove("CARGO_TARGET_DIR");
+            install.args(["install", "s3s-fs", "--version", S3S_FS, "--locked", "--debug"]);
+            install.args(["--features", "binary", "--quiet", "--root"]).arg(&dir);
+            must(&mut install)
+        })?;
+    }
+    Ok(program)
+}
+
+fn optional() {
+    for (tool, use_) in [("deny", "licences and advisories"), ("fuzz", "fuzzing")] {
+        let found = answers("cargo", &[tool, "--version"]);
+        let state = if found { "found" } else { "not installed (optional)" };
+        note(&format!("cargo {tool} ({use_}): {state}"));
+    }
+}

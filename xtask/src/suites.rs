@@ -1,0 +1,158 @@
+//! `cargo xtask test`: every suite of the project, cheapest first.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::process::{cargo, root, tee};
+use crate::report::{Report, Verdict, count};
+use crate::setup;
+use crate::steps::note;
+
+/// Options of `cargo xtask test`.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only unit and property tests, and the end-to-end suite on ext4
+    #[arg(long)]
+    quick: bool,
+    /// Only tests whose name contains this (`xfs::`, `cat_reads`, `codec`)
+    filter: Option<String>,
+}
+
+/// Tests with a suite of their own; every other file in `hsm-agent/tests` is run as "integration".
+const E2E: &str = "e2e";
+const S3: &str = "store_s3";
+
+/// Runs the suites; fails unless all that were asked for ran and passed.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    println!("==> setting up what the tests need (packages only where something is missing)");
+    setup::packages()?;
+    let mut report = Report::default();
+    unit(options, &mut report)?;
+    integration(options, &mut report)?;
+    s3(options, &mut report)?;
+    fuzz(options, &mut report)?;
+    end_to_end(options, &mut report)?;
+    print!("{}", report.render());
+    Ok(if report.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn unit(options: &Options, report: &mut Report) -> Result<()> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--lib", "--bins"]);
+    let why = "pure logic, codecs against random input, stores against one conformance suite";
+    suite("unit, property, conformance", why, command, options, report)?;
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--doc"]);
+    suite("documentation", "examples in the documentation", command, options, report)
+}
+
+fn integration(options: &Options, report: &mut Report) -> Result<()> {
+    let mut names = integration_tests(&root().join("hsm-agent/tests"))?;
+    names.retain(|name| name != E2E && name != S3);
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut command = cargo();
+    command.args(["test", "--package", "hsm-agent"]);
+    for name in &names {
+        command.args(["--test", name]);
+    }
+    suite("integration", "what hsm takes for granted of its surroundings", command, options, report)
+}
+
+fn integration_tests(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "rs")
+            && let Some(name) = path.file_stem()
+        {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn s3(options: &Options, report: &mut Report) -> Result<()> {
+    let name = "S3 against s3s-fs";
+    if skipped(name, options, report) || !root().join("hsm-agent/tests/store_s3.rs").exists() {
+        return Ok(());
+    }
+    if let Err(error) = setup::s3_server() {
+        let why = format!("no S3 server: {error:#}");
+        report.push(name, Verdict::NotRun(why), std::time::Duration::ZERO);
+        return Ok(());
+    }
+    let mut command = cargo();
+    command.args(["test", "--package", "hsm-agent", "--test", S3]);
+    suite(name, "the same conformance suite over HTTP", command, options, report)
+}
+
+/// Fuzzing needs nightly; that the targets still build and pass their seeds does not.
+fn fuzz(options: &Options, report: &mut Report) -> Result<()> {
+    let name = "fuzz targets on their seeds";
+    if skipped(name, options, report) {
+        return Ok(());
+    }
+    let mut command = cargo();
+    command.current_dir(root().join("fuzz"));
+    // A workspace of its own, but the same dependencies: compiled once.
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    command.env("CARGO_TARGET_DIR", target.unwrap_or_else(|| root().join("target").into()));
+    command.arg("test");
+    suite(name, "parsers of foreign bytes must not panic", command, options, report)
+}
+
+fn end_to_end(options: &Options, report: &mut Report) -> Result<()> {
+    let name = "end-to-end";
+    if !hsm_lab::sandbox::is_root() {
+        let why = "it needs root. Run: sudo -E env \"PATH=$PATH\" cargo xtask test";
+        report.push(name, Verdict::NotRun(why.to_owned()), std::time::Duration::ZERO);
+        return Ok(());
+    }
+    let mut command = cargo();
+    command.args(["test", "--package", "hsm-agent", "--test", E2E, "--"]);
+    if options.quick && options.filter.is_none() {
+        command.arg("ext4::");
+        note("--quick: only on ext4");
+    }
+    let why = "a real agent, real file systems, real programs, killed processes";
+    suite(name, why, command, options, report)
+}
+
+fn skipped(name: &str, options: &Options, report: &mut Report) -> bool {
+    if options.quick {
+        report.push(name, Verdict::NotAsked("--quick".to_owned()), std::time::Duration::ZERO);
+    }
+    options.quick
+}
+
+fn suite(
+    name: &str,
+    why: &str,
+    mut command: Command,
+    options: &Options,
+    report: &mut Report,
+) -> Result<()> {
+    println!("\n==> {name}: {why}");
+    if let Some(filter) = &options.filter {
+        command.arg(filter);
+    }
+    let begin = Instant::now();
+    let mut counts = (0, 0);
+    let ok = tee(&mut command, |line| count(line, &mut counts))?;
+    let (passed, failed) = counts;
+    let verdict = if ok && counts == (0, 0) && options.filter.is_none() && name != "documentation" {
+        Verdict::NotRun("no test was found in it".to_owned())
+    } else {
+        Verdict::Ran { ok, passed, failed }
+    };
+    report.push(name, verdict, begin.elapsed());
+    Ok(())
+}
