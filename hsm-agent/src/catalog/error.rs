@@ -61,7 +61,7 @@ pub enum CatalogError {
         /// What was being done.
         doing: &'static str,
         /// Why it failed.
-        source: rusqlite::Error,
+        source: Box<rusqlite::Error>,
     },
 }
 
@@ -83,7 +83,7 @@ impl CatalogError {
                 E::FromSqlConversionFailure(..)
                 | E::IntegralValueOutOfRange(..)
                 | E::InvalidColumnType(..) => Self::Corrupt { path, detail: source.to_string() },
-                source => Self::Sqlite { path, doing, source },
+                source => Self::Sqlite { path, doing, source: Box::new(source) },
             },
         }
     }

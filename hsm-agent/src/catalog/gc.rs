@@ -43,6 +43,14 @@ impl Catalog {
         read().map_err(self.failed("reading retired objects"))
     }
 
+    /// Number of objects on the list, whether or not they may be deleted.
+    pub fn retired_count(&self) -> Result<u64, CatalogError> {
+        self.reader()
+            .query_row("SELECT count(*) FROM retired", [], |row| row.get::<_, i64>(0))
+            .map(i64::cast_unsigned)
+            .map_err(self.failed("counting retired objects"))
+    }
+
     /// Takes objects off the list that are deleted from the store.
     pub fn forget_retired(&self, objects: &[ObjectId]) -> Result<(), CatalogError> {
         self.writer()

@@ -6,6 +6,10 @@
 //! first step and deleted in the same transaction that records its outcome. After a crash the open
 //! intents are exactly the files to look at.
 //!
+//! A row's ctime vouches for the content only while the kernel that moved it keeps running: after
+//! `fdatasync` and a power cut, ext4 and XFS come back with the new bytes under the old mtime and
+//! ctime (measured). Rows of an earlier boot therefore read as [`FileRow::UNKNOWN_CTIME`].
+//!
 //! Two connections: a writer behind one lock, and a reader that sees the last commit and is not
 //! held up by it. [`Catalog::begin`] returns once its rows are on the device. [`Catalog::commit`]
 //! is atomic, but a power cut may undo the latest commits: then the intents that they finished are
@@ -14,6 +18,7 @@
 
 mod error;
 mod gc;
+mod instance;
 mod intents;
 mod query;
 mod rows;
@@ -38,6 +43,8 @@ pub struct Catalog {
     /// Closed before the writer, which can fold the log into the database only as the last one.
     reader: Mutex<Connection>,
     writer: Mutex<Writer>,
+    /// Number of the boot or mount whose ctimes count.
+    instance: i64,
 }
 
 /// The writing connection and the number of the next intent (never reused while the process lives).
@@ -48,15 +55,25 @@ struct Writer {
 }
 
 impl Catalog {
-    /// Opens the database at `path`, creating or upgrading it as needed.
+    /// Opens the database at `path`, creating or upgrading it as needed. Ctimes of this boot count.
     pub fn open(path: &Path) -> Result<Self, CatalogError> {
+        Self::open_for(path, &instance::boot())
+    }
+
+    /// Like [`Catalog::open`], for a narrower span of time in which ctimes count: `instance` is
+    /// different whenever the file system may have lost what it had in memory. Boot id and unique
+    /// mount id together also cover a device that came off without a reboot.
+    pub fn open_for(path: &Path, instance: &[u8]) -> Result<Self, CatalogError> {
         let conn = schema::open_writer(path)?;
+        let instance =
+            instance::number(&conn, instance).map_err(CatalogError::at(path, "opening"))?;
         let next_intent = intents::next_id(&conn).map_err(CatalogError::at(path, "reading"))?;
         let reader = schema::open_reader(path)?;
         Ok(Self {
             path: path.to_owned(),
             writer: Mutex::new(Writer { conn, next_intent }),
             reader: Mutex::new(reader),
+            instance,
         })
     }
 

@@ -40,7 +40,7 @@ impl Totals {
 impl Catalog {
     /// The row of a file.
     pub fn get(&self, key: &FileKey) -> Result<Option<FileRow>, CatalogError> {
-        get(&self.reader(), key).map_err(self.failed("reading"))
+        get(&self.reader(), key, self.instance).map_err(self.failed("reading"))
     }
 
     /// The rows of many files, in the order of `keys`, all from one moment.
@@ -48,7 +48,9 @@ impl Catalog {
         let reader = self.reader();
         let read = || {
             let tx = reader.unchecked_transaction()?;
-            keys.iter().map(|key| get(&tx, key)).collect::<rusqlite::Result<Vec<_>>>()
+            keys.iter()
+                .map(|key| get(&tx, key, self.instance))
+                .collect::<rusqlite::Result<Vec<_>>>()
         };
         read().map_err(self.failed("reading"))
     }
@@ -66,7 +68,7 @@ impl Catalog {
         let read = || {
             reader
                 .prepare_cached(&sql)?
-                .query_map(params![after, limit], FileRow::read)?
+                .query_map(params![after, limit], |row| FileRow::read(row, self.instance))?
                 .collect::<rusqlite::Result<Vec<_>>>()
         };
         read().map_err(self.failed("reading"))
@@ -109,9 +111,11 @@ impl Catalog {
     }
 }
 
-fn get(conn: &Connection, key: &FileKey) -> rusqlite::Result<Option<FileRow>> {
+fn get(conn: &Connection, key: &FileKey, instance: i64) -> rusqlite::Result<Option<FileRow>> {
     let sql = format!("SELECT {COLUMNS} FROM files WHERE key = ?");
-    conn.prepare_cached(&sql)?.query_row([key.to_blob()], FileRow::read).optional()
+    conn.prepare_cached(&sql)?
+        .query_row([key.to_blob()], |row| FileRow::read(row, instance))
+        .optional()
 }
 
 /// A sum that may have become a float.

@@ -16,7 +16,8 @@ pub struct FileRow {
     pub state: FileState,
     /// The file as it was when this row was written. `ctime_ns` is read *after* our own attribute
     /// writes: while the inode's ctime still equals it and the rest matches the record, the file is
-    /// unchanged; otherwise its content must be compared before it is released.
+    /// unchanged; otherwise its content must be compared before it is released. Of an earlier boot
+    /// or mount it reads as [`FileRow::UNKNOWN_CTIME`].
     pub version: DataVersion,
     /// Bytes that are local, if they were counted.
     pub local_bytes: Option<u64>,
@@ -28,10 +29,15 @@ pub struct FileRow {
 
 /// The columns that [`FileRow::read`] expects, in its order.
 pub(super) const COLUMNS: &str = "key, object, state, generation, size, mtime_ns, ctime_ns, \
-                                  local_bytes, path_hint, archived_at_ns";
+                                  local_bytes, path_hint, archived_at_ns, instance";
 
 impl FileRow {
-    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    /// A ctime that no inode has.
+    pub const UNKNOWN_CTIME: i64 = i64::MIN;
+
+    /// `instance`: the one whose ctimes count.
+    pub(super) fn read(row: &Row<'_>, instance: i64) -> rusqlite::Result<Self> {
+        let is_current = row.get::<_, i64>(10)? == instance;
         Ok(Self {
             key: key(row, 0)?,
             object: row.get::<_, Option<[u8; 16]>>(1)?.map(ObjectId),
@@ -40,7 +46,7 @@ impl FileRow {
                 generation: row.get::<_, i64>(3)?.cast_unsigned(),
                 size: row.get::<_, i64>(4)?.cast_unsigned(),
                 mtime_ns: row.get(5)?,
-                ctime_ns: row.get(6)?,
+                ctime_ns: if is_current { row.get(6)? } else { Self::UNKNOWN_CTIME },
             },
             local_bytes: row.get::<_, Option<i64>>(7)?.map(i64::cast_unsigned),
             path_hint: row.get(8)?,

@@ -9,7 +9,8 @@ CREATE TABLE files (
     ctime_ns       INTEGER NOT NULL,
     local_bytes    INTEGER,
     path_hint      BLOB NOT NULL,
-    archived_at_ns INTEGER
+    archived_at_ns INTEGER,
+    instance       INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 -- Operations that have begun and whose outcome is not recorded yet.
@@ -28,9 +29,15 @@ CREATE TABLE retired (
     since_ns INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- One row: whether the index covers the whole file system.
-CREATE TABLE meta (complete INTEGER NOT NULL) STRICT;
-INSERT INTO meta VALUES (0);
+-- One row. complete: the index covers the whole file system. instance, instance_number: the boot
+-- or mount that the agent ran in last, and how many there were; files.ctime_ns counts only in the
+-- instance that wrote it.
+CREATE TABLE meta (
+    complete        INTEGER NOT NULL,
+    instance        BLOB,
+    instance_number INTEGER NOT NULL
+) STRICT;
+INSERT INTO meta VALUES (0, NULL, 0);
 
 -- Files and bytes per state, kept by the triggers so that nobody has to scan the index for them.
 -- "bytes" is ANY because a sum beyond 63 bits becomes a floating-point number.

@@ -60,6 +60,37 @@ fn rows_round_trip_and_are_replaced() {
 }
 
 #[test]
+fn ctimes_vouch_only_in_the_boot_that_saw_them() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("pool.db");
+    let ctime = |catalog: &Catalog, n| {
+        let one = catalog.get(&key(n)).expect("get").expect("row").version.ctime_ns;
+        let page = catalog.page(None, 10).expect("page");
+        assert!(page.iter().any(|row| row.key == key(n) && row.version.ctime_ns == one));
+        assert_eq!(catalog.get_many(&[key(n)]).expect("get"), [catalog.get(&key(n)).expect("get")]);
+        one
+    };
+    let first = Catalog::open_for(&path, b"first boot").expect("open");
+    upsert(&first, vec![row(1, FileState::Archived), row(2, FileState::Archived)]);
+    assert_eq!(ctime(&first, 1), 2);
+    drop(first);
+    let again = Catalog::open_for(&path, b"first boot").expect("open");
+    assert_eq!(ctime(&again, 1), 2, "the agent restarted, the kernel did not");
+    drop(again);
+    let second = Catalog::open_for(&path, b"second boot").expect("open");
+    assert_eq!(ctime(&second, 1), FileRow::UNKNOWN_CTIME);
+    upsert(&second, vec![row(2, FileState::Archived)]);
+    assert_eq!((ctime(&second, 1), ctime(&second, 2)), (FileRow::UNKNOWN_CTIME, 2));
+    drop(second);
+    let back = Catalog::open_for(&path, b"first boot").expect("open");
+    assert_eq!(ctime(&back, 1), FileRow::UNKNOWN_CTIME, "numbers are not used twice");
+    drop(back);
+    drop(Catalog::open(&path).expect("open"));
+    let (this, same) = (instance::boot(), instance::boot());
+    assert_eq!(this, same);
+}
+
+#[test]
 fn totals_follow_every_change() {
     let (_dir, catalog) = fresh();
     let expect = |state, files, bytes| {
@@ -213,6 +244,7 @@ fn only_what_nothing_refers_to_is_garbage() {
     let retired = (1..=4).map(|n| (object(n), 10 * n as i64)).collect();
     catalog.commit(&Batch { retired, ..Batch::default() }).expect("commit");
     let garbage = |ns| catalog.retired_before(ns).expect("retired");
+    assert_eq!(catalog.retired_count().expect("count"), 4);
     assert_eq!(garbage(100), [], "an index that is not complete condemns nothing");
     catalog.set_complete(true).expect("complete");
     assert_eq!(garbage(20), [object(1)], "retention");

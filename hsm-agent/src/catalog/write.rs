@@ -57,7 +57,7 @@ impl Catalog {
         let write = |writer: &mut Writer| {
             let revives = !batch.unretired.is_empty() || revives(&writer.conn, batch)?;
             let durability = if revives { Durability::Device } else { Durability::Kernel };
-            writer.transaction(durability, |tx| apply(tx, batch))
+            writer.transaction(durability, |tx| apply(tx, batch, self.instance))
         };
         write(&mut writer).map_err(self.failed("writing"))
     }
@@ -87,11 +87,11 @@ fn revives(conn: &Connection, batch: &Batch) -> rusqlite::Result<bool> {
     Ok(false)
 }
 
-fn apply(tx: &Transaction<'_>, batch: &Batch) -> rusqlite::Result<()> {
+fn apply(tx: &Transaction<'_>, batch: &Batch, instance: i64) -> rusqlite::Result<()> {
     let mut remove = tx.prepare_cached("DELETE FROM files WHERE key = ?")?;
     batch.removes.iter().try_for_each(|key| remove.execute([key.to_blob()]).map(drop))?;
     retire(tx, &batch.retired)?;
-    upsert(tx, &batch.upserts)?;
+    upsert(tx, &batch.upserts, instance)?;
     let used = batch.upserts.iter().filter_map(|row| row.object);
     let mut unretire = tx.prepare_cached("DELETE FROM retired WHERE object = ?")?;
     used.chain(batch.unretired.iter().copied())
@@ -110,7 +110,7 @@ fn retire(tx: &Transaction<'_>, retired: &[(ObjectId, i64)]) -> rusqlite::Result
         .try_for_each(|(object, since)| insert.execute(params![object.0, since]).map(drop))
 }
 
-fn upsert(tx: &Transaction<'_>, rows: &[FileRow]) -> rusqlite::Result<()> {
+fn upsert(tx: &Transaction<'_>, rows: &[FileRow], instance: i64) -> rusqlite::Result<()> {
     let mut insert = tx.prepare_cached(UPSERT)?;
     for row in rows {
         insert.execute(params![
@@ -124,6 +124,7 @@ fn upsert(tx: &Transaction<'_>, rows: &[FileRow]) -> rusqlite::Result<()> {
             row.local_bytes.map(u64::cast_signed),
             row.path_hint,
             row.archived_at_ns,
+            instance,
         ])?;
     }
     Ok(())
@@ -132,10 +133,10 @@ fn upsert(tx: &Transaction<'_>, rows: &[FileRow]) -> rusqlite::Result<()> {
 /// An update, not `INSERT OR REPLACE`: a replaced row would escape the trigger that counts it out.
 const UPSERT: &str = "\
     INSERT INTO files (key, object, state, generation, size, mtime_ns, ctime_ns, local_bytes,
-                       path_hint, archived_at_ns)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                       path_hint, archived_at_ns, instance)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT DO UPDATE SET
         object = excluded.object, state = excluded.state, generation = excluded.generation,
         size = excluded.size, mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns,
         local_bytes = excluded.local_bytes, path_hint = excluded.path_hint,
-        archived_at_ns = excluded.archived_at_ns";
+        archived_at_ns = excluded.archived_at_ns, instance = excluded.instance";
