@@ -119,8 +119,7 @@ fn restarts() -> u64 {
 async fn pool_status(pool: &Arc<Pool>) -> PoolStatus {
     let catalogue = Arc::clone(pool);
     let totals = tokio::task::spawn_blocking(move || {
-        let retired = catalogue.catalog.retired_before(i64::MAX).map(|r| r.len() as u64);
-        (catalogue.catalog.totals(), retired)
+        (catalogue.catalog.totals(), catalogue.catalog.retired_count())
     })
     .await;
     let (states, retired) = match totals {

@@ -290,6 +290,8 @@ struct Watched {
     fs_type: &'static str,
     interceptor: UserFilter,
     kernel: crate::sys::fanotify::Group,
+    /// Differs whenever the file system may have lost what it had in memory.
+    instance: Vec<u8>,
 }
 
 impl Watched {
@@ -305,7 +307,8 @@ impl Watched {
         interceptor
             .attach()
             .map_err(|e| failed(MountError::not_watchable(pool.mount.clone(), e)))?;
-        Ok(Self { config: pool.clone(), root, fs_type, interceptor, kernel })
+        let instance = mount::instance(&root).map_err(failed)?;
+        Ok(Self { config: pool.clone(), root, fs_type, interceptor, kernel, instance })
     }
 
     fn open(
@@ -318,7 +321,7 @@ impl Watched {
         let _inside = shared.runtime.enter();
         let store = crate::store::open(&self.config.store)
             .map_err(|source| EngineError::Store { pool: name.clone(), source })?;
-        let catalog = Catalog::open(&config.agent.catalog_path(&name))
+        let catalog = Catalog::open_for(&config.agent.catalog_path(&name), &self.instance)
             .map_err(|e| EngineError::Catalog { pool: name.clone(), source: Box::new(e) })?;
         let (settler, queue) = Settler::new();
         let pool = Arc::new(Pool {

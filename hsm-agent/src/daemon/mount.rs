@@ -93,6 +93,21 @@ pub(super) fn open(path: &Path) -> Result<(OwnedFd, &'static str), MountError> {
     Ok((root, name))
 }
 
+/// Names this mount of the file system in this boot. What the kernel told about an inode is
+/// comparable only within it: after a power cut a file may have new bytes and its old times.
+pub(super) fn instance(root: &OwnedFd) -> Result<Vec<u8>, MountError> {
+    let failed = |source: io::Error| MountError::Open { path: "/proc".into(), source };
+    let mut name = std::fs::read("/proc/sys/kernel/random/boot_id").map_err(failed)?;
+    let unique = rustix::fs::statx(root, c"", AtFlags::EMPTY_PATH, MNT_ID_UNIQUE)
+        .map_err(|e| failed(e.into()))?
+        .stx_mnt_id;
+    name.extend(unique.to_ne_bytes());
+    Ok(name)
+}
+
+/// `STATX_MNT_ID_UNIQUE`: a mount number that is never used again in this boot (Linux 6.8).
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
 /// The agent's own files must not wait for the agent.
 pub(super) fn refuse_own_files(
     root: &OwnedFd,

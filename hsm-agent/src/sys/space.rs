@@ -32,9 +32,14 @@ pub fn data_extents(fd: impl AsFd, size: u64) -> io::Result<Vec<Range<u64>>> {
     Ok(extents)
 }
 
-/// Takes all data of a file away; its size stays.
+/// Takes all data of a file away; its size stays. Blocks that were allocated in advance behind the
+/// end go too: a punch stops at the end of the file, a truncation to the same size does not.
 pub fn punch_all(fd: impl AsFd, size: u64) -> io::Result<()> {
-    punch(fd, 0..size.next_multiple_of(BLOCK))
+    punch(fd.as_fd(), 0..size.next_multiple_of(BLOCK))?;
+    if super::inode::stat(fd.as_fd())?.allocated > BLOCK {
+        rustix::fs::ftruncate(fd, size)?;
+    }
+    Ok(())
 }
 
 /// Takes the data of a range away; the size stays.

@@ -1,5 +1,6 @@
 //! Walker, workers, reports.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use super::ops;
 use crate::control::Peer;
 use crate::control::types::{FileReport, JobEvent, JobRequest, Op, Reason};
 use crate::control::{ApiError, ApiErrorKind};
+use crate::core::FileKey;
 use crate::daemon::outcome::{Candidate, FileOutcome};
 use crate::daemon::pool::Pool;
 use crate::scanner::{Found, Walker, relative_to};
@@ -58,6 +60,14 @@ struct Item {
     candidate: Candidate,
 }
 
+/// Other names of files that this job has met already. They come last, when the first name is
+/// done: two workers must not meet at one inode.
+#[derive(Default)]
+struct OtherNames {
+    seen: HashSet<(String, FileKey)>,
+    later: Vec<Item>,
+}
+
 /// Runs the job on this thread and a few more.
 pub(crate) fn run(job: &Job) -> Result<(), ApiError> {
     if job.request.op == Op::Scan {
@@ -69,14 +79,22 @@ pub(crate) fn run(job: &Job) -> Result<(), ApiError> {
     let (queue, items) = sync_channel(QUEUE);
     let items = Mutex::new(items);
     let workers = job.request.jobs.unwrap_or(job.default_jobs).clamp(1, 64);
+    let mut names = OtherNames::default();
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| work(job, &items, &progress));
         }
-        find(job, &include, &exclude, &queue, &progress);
+        let mut finder = Finder { job, queue, progress: &progress, names: &mut names };
+        finder.find(&include, &exclude);
         progress.walked.store(true, Ordering::Relaxed);
-        drop(queue);
     });
+    for item in names.later {
+        if job.cancelled() {
+            break;
+        }
+        let pool = Arc::clone(&item.pool);
+        run_batch(job, &pool, vec![item], &progress);
+    }
     Ok(())
 }
 
@@ -126,71 +144,80 @@ impl Job {
     }
 }
 
-fn find(
-    job: &Job,
-    include: &GlobSet,
-    exclude: &GlobSet,
-    queue: &SyncSender<Item>,
-    progress: &Progress,
-) {
-    for path in &job.request.paths {
-        let path = path.0.clone();
-        let Some((pool, path)) = job.pool_of(&path) else {
-            let detail = "on no managed file system; `hsm status` lists them";
-            job.report(&path, FileOutcome::failed(Reason::NotManaged, detail));
-            continue;
-        };
-        let walker = Walker {
-            root: pool.root.as_fd(),
-            mount: pool.mount(),
-            recursive: job.request.recursive,
-            include,
-            exclude,
-        };
-        let flow = walker.walk(&path, &mut |found| {
-            if job.cancelled() {
-                return ControlFlow::Break(());
-            }
-            take(job, &pool, found, queue, progress)
-        });
-        if flow.is_break() {
-            return;
-        }
-    }
+struct Finder<'a> {
+    job: &'a Job,
+    queue: SyncSender<Item>,
+    progress: &'a Progress,
+    names: &'a mut OtherNames,
 }
 
-fn take(
-    job: &Job,
-    pool: &Arc<Pool>,
-    found: Found,
-    queue: &SyncSender<Item>,
-    progress: &Progress,
-) -> ControlFlow<()> {
-    match found {
-        Found::File(candidate) => {
-            progress.found_files.fetch_add(1, Ordering::Relaxed);
-            progress.found_bytes.fetch_add(candidate.stat.size, Ordering::Relaxed);
-            let item = Item { pool: Arc::clone(pool), candidate };
-            if queue.send(item).is_err() {
-                return ControlFlow::Break(());
+impl Finder<'_> {
+    fn find(&mut self, include: &GlobSet, exclude: &GlobSet) {
+        for path in &self.job.request.paths {
+            let path = path.0.clone();
+            let Some((pool, path)) = self.job.pool_of(&path) else {
+                let detail = "on no managed file system; `hsm status` lists them";
+                self.job.report(&path, FileOutcome::failed(Reason::NotManaged, detail));
+                continue;
+            };
+            let walker = Walker {
+                root: pool.root.as_fd(),
+                mount: pool.mount(),
+                recursive: self.job.request.recursive,
+                include,
+                exclude,
+            };
+            let flow = walker.walk(&path, &mut |found| {
+                if self.job.cancelled() {
+                    return ControlFlow::Break(());
+                }
+                self.take(&pool, found)
+            });
+            if flow.is_break() {
+                return;
             }
         }
-        Found::Directory(path) => {
-            let detail = "a directory; use --recursive";
-            job.report(&path, FileOutcome::failed(Reason::IsDirectory, detail));
+    }
+
+    fn take(&mut self, pool: &Arc<Pool>, found: Found) -> ControlFlow<()> {
+        match found {
+            Found::File(candidate) => return self.file(pool, candidate),
+            Found::Directory(path) => {
+                let detail = "a directory; use --recursive";
+                self.job.report(&path, FileOutcome::failed(Reason::IsDirectory, detail));
+            }
+            Found::Error(e) => {
+                let outcome = match e.error.raw_os_error() {
+                    Some(libc::ELOOP | libc::EXDEV) => FileOutcome::failed(
+                        Reason::NotManaged,
+                        "it leads through a symbolic link or out of the file system",
+                    ),
+                    _ => FileOutcome::io("it cannot be looked at", &e.error),
+                };
+                self.job.report(&e.path, outcome);
+            }
         }
-        Found::Error(e) => {
-            let outcome = match e.error.raw_os_error() {
-                Some(libc::ELOOP | libc::EXDEV) => FileOutcome::failed(
-                    Reason::NotManaged,
-                    "it leads through a symbolic link or out of the file system",
-                ),
-                _ => FileOutcome::io("it cannot be looked at", &e.error),
-            };
-            job.report(&e.path, outcome);
+        ControlFlow::Continue(())
+    }
+
+    fn file(&mut self, pool: &Arc<Pool>, candidate: Candidate) -> ControlFlow<()> {
+        self.progress.found_files.fetch_add(1, Ordering::Relaxed);
+        self.progress.found_bytes.fetch_add(candidate.stat.size, Ordering::Relaxed);
+        let identity = || (pool.config.name.clone(), candidate.file.key.clone());
+        let several = candidate.stat.links > 1 || candidate.named;
+        // Each holds a descriptor; past the limit the worst that happens is "busy".
+        let again =
+            several && !self.names.seen.insert(identity()) && self.names.later.len() < QUEUE;
+        let item = Item { pool: Arc::clone(pool), candidate };
+        if again {
+            self.names.later.push(item);
+            return ControlFlow::Continue(());
+        }
+        match self.queue.send(item) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
         }
     }
-    ControlFlow::Continue(())
 }
 
 fn work(job: &Job, items: &Mutex<Receiver<Item>>, progress: &Progress) {

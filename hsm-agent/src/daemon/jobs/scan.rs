@@ -20,10 +20,6 @@ use crate::sys::handle;
 
 /// Rows per transaction.
 const BATCH: usize = 1024;
-/// A ctime that no file has: a scan does not know whether the data changed behind it, so it must
-/// not vouch for it.
-const UNKNOWN_CTIME: i64 = i64::MIN;
-
 pub(super) fn run(job: &Job) -> Result<(), ApiError> {
     let wanted = job.request.pool.as_deref();
     let pools: Vec<_> =
@@ -132,7 +128,8 @@ impl Scan<'_> {
         let known = self.pool.catalog.get(&candidate.file.key).ok().flatten();
         let vouched = known.is_some_and(|k| k.version.ctime_ns == version.ctime_ns);
         if !vouched {
-            version.ctime_ns = UNKNOWN_CTIME;
+            // A scan does not know whether the data changed behind it: it must not vouch for it.
+            version.ctime_ns = FileRow::UNKNOWN_CTIME;
         }
         Ok(Some(FileRow {
             key: candidate.file.key.clone(),

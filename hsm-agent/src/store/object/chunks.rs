@@ -2,18 +2,18 @@
 
 use std::ops::Range;
 
-/// Chunks of 1 MiB at least: smaller ones would cost more requests and hashes than they save reading.
-pub const MIN_CHUNK_SHIFT: u8 = 20;
+pub use hsm_common::chunk::MIN_CHUNK_SHIFT;
 /// Chunks of 1 GiB at most, so the largest file is 16 TiB (ext4's own limit with 4 KiB blocks).
 /// A chunk is held in memory as a whole, and its frame's length must fit 32 bits.
 pub const MAX_CHUNK_SHIFT: u8 = 30;
 /// No object has more chunks: 16,384 bits are the residency map of a partial file.
-pub const MAX_CHUNKS: u64 = 16_384;
+pub const MAX_CHUNKS: u64 = hsm_common::chunk::MAX_CHUNKS as u64;
 
 /// The smallest chunk size (as a power of two) that cuts `size` bytes into at most [`MAX_CHUNKS`],
 /// or `None` for a file that is too large for any.
 pub fn chunk_shift_for(size: u64) -> Option<u8> {
-    (MIN_CHUNK_SHIFT..=MAX_CHUNK_SHIFT).find(|&shift| chunk_count(size, shift) <= MAX_CHUNKS)
+    let shift = hsm_common::chunk::chunk_shift_for(size);
+    (shift <= MAX_CHUNK_SHIFT).then_some(shift)
 }
 
 /// Number of chunks of a file.
