@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-/// A pool called `lab` with a local store. The lists hold further lines of TOML for each table.
+/// A pool called `lab`, by default with a local store. The lists hold further lines of TOML for each table.
 #[derive(Debug, Clone, Default)]
 pub struct PoolConfig {
     /// Below it: state, socket, log.
@@ -20,6 +20,8 @@ pub struct PoolConfig {
     pub pool: Vec<String>,
     /// Lines for `[pool.store]`.
     pub store_options: Vec<String>,
+    /// Lines of another `[pool.store]` in place of the local one.
+    pub other_store: Option<Vec<String>>,
     /// The tracing filter; `HSM_LAB_LOG` overrides it.
     pub log: String,
 }
@@ -62,10 +64,9 @@ impl PoolConfig {
             format!("mount = {}", quoted(&self.mount)),
         ]);
         lines(&self.pool);
-        lines(&[
-            "\n[pool.store]\nkind = \"local\"".to_owned(),
-            format!("path = {}", quoted(&self.store)),
-        ]);
+        lines(&["\n[pool.store]".to_owned()]);
+        let local = ["kind = \"local\"".to_owned(), format!("path = {}", quoted(&self.store))];
+        lines(self.other_store.as_deref().unwrap_or(&local));
         lines(&self.store_options);
         text
     }

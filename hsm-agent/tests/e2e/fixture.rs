@@ -15,7 +15,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hsm_lab::agent::Watchdog;
@@ -27,6 +28,9 @@ const WATCHDOG: Duration = Duration::from_secs(150);
 
 /// How long a clean stop may take.
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a file that was recalled may count as offline.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Size from which a released file must have given its blocks back.
 const SURELY_BLOCKS: u64 = 64 << 10;
@@ -259,15 +263,19 @@ impl Pool {
         Ok(self.hsm.state(path)?.state)
     }
 
-    /// Fails unless the file's state is one of these.
+    /// Fails unless the file's state is one of these, or becomes so: a recalled file gets its bytes
+    /// at once, and is made ordinary again when they are durable.
     pub(crate) fn assert_state(&self, path: &Path, allowed: &[&str]) -> Result<()> {
-        let state = self.state(path)?;
-        ensure!(
-            allowed.contains(&state.as_str()),
-            "{} is {state}, not {allowed:?}",
-            path.display()
-        );
-        Ok(())
+        let end = Instant::now() + SETTLE_LIMIT;
+        loop {
+            let state = self.state(path)?;
+            if allowed.contains(&state.as_str()) {
+                return Ok(());
+            }
+            let shown = path.display();
+            ensure!(Instant::now() < end, "{shown} is {state}, not {allowed:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Offline by what `hsm` says and by what the file system says.

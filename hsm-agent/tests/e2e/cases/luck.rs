@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hsm_lab::Run;
@@ -11,19 +10,13 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use super::cases;
-use crate::fixture::{Pool, assert_read_fails};
+use crate::fixture::{Pool, Sample, assert_read_fails};
 
 const MIB: u64 = 1 << 20;
 const EIO: i32 = Errno::IO.raw_os_error();
-const EAGAIN: i32 = Errno::AGAIN.raw_os_error();
 const ENOSPC: i32 = Errno::NOSPC.raw_os_error();
 
 cases! {
-    an_unreachable_store_is_an_error_and_loses_nothing with |config| {
-        config.store_options.push("deadline = \"2s\"".into());
-        config.store_options.push("retries = 2".into());
-        config.limits.push("recall_deadline = \"5s\"".into());
-    },
     a_missing_object_is_an_error with quick,
     a_flipped_bit_is_an_error with quick,
     a_truncated_object_is_an_error with quick,
@@ -40,27 +33,6 @@ cases! {
 fn quick(config: &mut hsm_lab::PoolConfig) {
     config.store_options.push("retries = 1".into());
     config.limits.push("recall_deadline = \"10s\"".into());
-}
-
-fn an_unreachable_store_is_an_error_and_loses_nothing(pool: &mut Pool) -> Result<()> {
-    let file = pool.offline_file("file", MIB)?;
-    let away = pool.outside("store-away");
-    fs::rename(pool.store(), &away)?;
-    let begin = Instant::now();
-    assert_read_fails(&file.path, &[EIO, EAGAIN])?;
-    ensure!(begin.elapsed() < Duration::from_secs(20), "the reader waited {:?}", begin.elapsed());
-    pool.assert_offline(&file.path)?;
-    // What cannot be stored stays where it is.
-    let new = pool.file("new", MIB)?;
-    let report = pool.hsm.verb("archive", [&new])?;
-    ensure!(report.code == 1, "archived into nothing: {}", report.output.describe());
-    // The store may have made itself an empty directory; the real one comes back all the same.
-    drop(fs::remove_dir_all(pool.store()));
-    fs::rename(&away, pool.store())?;
-    file.check()?;
-    new.check()?;
-    pool.offline(&new.path)?;
-    new.check()
 }
 
 /// Damages the only object, expects `EIO`, repairs it, and expects the bytes.
@@ -140,18 +112,27 @@ fn fill_up(pool: &Pool, rest: u64) -> Result<PathBuf> {
 }
 
 fn a_full_store_leaves_the_file_resident(pool: &mut Pool) -> Result<()> {
-    let file = pool.file("file", 20 * MIB)?;
+    pool.stop()?;
     let store = pool.store().to_path_buf();
     let tmpfs = Run::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]);
     tmpfs.args([&store]).ok()?;
-    let report = pool.hsm.verb("archive", [&file]);
+    let result = archive_into_full_store(pool);
     Run::new("umount").args(["-l"]).args([&store]).ok()?;
-    let report = report?;
+    let file = result?;
+    pool.start()?;
+    pool.offline(&file.path)?;
+    file.check()
+}
+
+fn archive_into_full_store(pool: &mut Pool) -> Result<Sample> {
+    pool.start()?;
+    let file = pool.file("file", 20 * MIB)?;
+    let report = pool.hsm.verb("archive", [&file])?;
     ensure!(report.code == 1, "archived into a full store: {}", report.output.describe());
     pool.assert_state(&file.path, &["resident"])?;
     file.check()?;
-    pool.offline(&file.path)?;
-    file.check()
+    pool.stop()?;
+    Ok(file)
 }
 
 const MARKER: &str = "security.bpf.hsm";
@@ -224,7 +205,7 @@ fn config_nonsense_is_explained(pool: &mut Pool) -> Result<()> {
         ("kind = \"local\"", "kind = \"tape\"", "kind"),
         ("name = \"lab\"", "name = \"Not Allowed\"", "name"),
         ("[limits]", "[limits]\nrecall_parallel = \"many\"", "recall_parallel"),
-        ("[limits]", "[limits", "limits"),
+        ("[limits]", "[limits", "TOML"),
         ("name = \"lab\"", "name = \"lab\"\ncompression_level = 3", "compression"),
         ("name = \"lab\"", "name = \"lab\"\nrange_programs = [\"*\"]", "range_programs"),
     ];

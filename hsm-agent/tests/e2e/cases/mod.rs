@@ -14,6 +14,7 @@ mod processes;
 mod programs;
 mod reading;
 mod refusing;
+mod remote;
 mod syscalls;
 
 /// Lists cases: `name` or `name with configure`.
@@ -47,6 +48,7 @@ pub(crate) fn all() -> impl Iterator<Item = Case> {
         metadata::CASES,
         refusing::CASES,
         luck::CASES,
+        remote::CASES,
         processes::CASES,
         operating::CASES,
     ];

@@ -224,24 +224,26 @@ fn mapped_writers_during_an_archive_leave_no_stale_copy(pool: &mut Pool) -> Resu
 }
 
 fn readers_during_releases_never_see_zeros(pool: &mut Pool) -> Result<()> {
-    let file = archived(pool)?;
+    let file = pool.file("file", 200_000)?;
+    pool.hsm.must("archive", [&file])?;
     let stop = std::sync::atomic::AtomicBool::new(false);
     let stopped = || stop.load(std::sync::atomic::Ordering::SeqCst);
     thread::scope(|scope| {
         let readers: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
+            .map(|i| {
+                let (file, stopped) = (&file, &stopped);
+                scope.spawn(move || {
                     while !stopped() {
                         file.check()?;
-                        thread::sleep(Duration::from_millis(2));
+                        thread::sleep(Duration::from_millis(17 + 10 * i));
                     }
                     anyhow::Ok(())
                 })
             })
             .collect();
         let mut released = 0;
-        for _ in 0..60 {
-            released += u32::from(pool.hsm.verb("release", [&file])?.code == 0);
+        for _ in 0..80 {
+            released += u32::from(pool.hsm.verb("release", [&file])?.outcome() == "done");
         }
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
         for reader in readers {

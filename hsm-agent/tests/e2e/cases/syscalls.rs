@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom as Seeking};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use hsm_lab::{Content, Run};
 use rustix::fs::{Advice, Mode, OFlags, SeekFrom, copy_file_range, fadvise, open, seek, sendfile};
 use rustix::pipe::{SpliceFlags, pipe, splice};
@@ -111,12 +111,13 @@ fn seek_data_tells_the_truth(pool: &mut Pool) -> Result<()> {
 fn fiemap_after_open_tells_the_truth(pool: &mut Pool) -> Result<()> {
     let file = sparse(pool)?;
     let out = Run::new("filefrag").args(["-b4096", "-v"]).args([&file]).ok()?;
-    // Columns: number, logical first..last, physical first..last, length.
+    // Columns: number, logical first..last, ...
     let mut blocks = 0;
     for line in out.text().lines() {
-        let fields: Vec<&str> = line.split(':').collect();
-        if let (Ok(_), Some(length)) = (fields[0].trim().parse::<u32>(), fields.get(3)) {
-            blocks += length.trim().parse::<u64>().with_context(|| line.to_owned())?;
+        let fields: Vec<&str> = line.split(':').map(str::trim).collect();
+        let range = fields.get(1).and_then(|range| range.split_once(".."));
+        if let (Ok(_), Some((first, last))) = (fields[0].parse::<u32>(), range) {
+            blocks += last.trim().parse::<u64>()? + 1 - first.trim().parse::<u64>()?;
         }
     }
     ensure!(blocks == 2 * MIB / 4096, "{blocks} blocks are mapped: {}", out.describe());
