@@ -104,6 +104,7 @@ fn of_pool(pool: &PoolConfig, key: &str) -> Shown {
         "range_min_size" if pool.recall == RecallMode::Range => {
             string(&units::size(pool.range_min_size))
         }
+        "early_answer" => pool.early_answer.to_string(),
         "min_size" => string(&units::size(pool.min_size)),
         "compression" => string(match pool.compression {
             Compression::None => "none",

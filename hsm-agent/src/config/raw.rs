@@ -35,6 +35,7 @@ pub(super) struct RawPool {
     pub(super) recall: RecallMode,
     pub(super) range_programs: Vec<PathBuf>,
     pub(super) range_min_size: Option<ByteSize>,
+    pub(super) early_answer: Option<bool>,
     pub(super) min_size: Option<ByteSize>,
     pub(super) compression: RawCompression,
     pub(super) compression_level: Option<i64>,

@@ -74,6 +74,7 @@ pub const KEYS: &[Key] = &[
     key("pool.recall", Kind::Choice(&["whole", "range"]), "\"whole\""),
     key("pool.range_programs", Kind::Paths, "[]"),
     key("pool.range_min_size", Kind::Size, "\"64MiB\""),
+    key("pool.early_answer", Kind::Flag, "false"),
     key("pool.min_size", Kind::Size, "\"1B\""),
     key("pool.compression", Kind::Choice(&["none", "zstd"]), "\"none\""),
     key("pool.compression_level", Kind::Integer, "3"),

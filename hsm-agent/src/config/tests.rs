@@ -92,6 +92,7 @@ fn every_key_is_taken_over() {
         recall = "range"
         range_programs = ["/usr/bin/ffmpeg"]
         range_min_size = "1GiB"
+        early_answer = true
         min_size = "4KiB"
         compression = "zstd"
         compression_level = 19
@@ -133,6 +134,7 @@ fn every_key_is_taken_over() {
         recall: RecallMode::Range,
         range_programs: RangePrograms::Only(vec!["/usr/bin/ffmpeg".into()]),
         range_min_size: ByteSize::gib(1),
+        early_answer: true,
         min_size: ByteSize::kib(4),
         compression: Compression::Zstd { level: 19 },
         verify: Verify::Readback,

@@ -136,6 +136,8 @@ pub struct PoolConfig {
     pub range_programs: RangePrograms,
     /// Smaller files always come back whole.
     pub range_min_size: ByteSize,
+    /// Let readers go on as soon as the data is in place, before it is durable.
+    pub early_answer: bool,
     /// Smaller files are not archived.
     pub min_size: ByteSize,
     /// Of new objects.

@@ -222,7 +222,7 @@ impl Pool {
             // Wants it durable.
             Who::User(_) => false,
         };
-        if reads && self.settler.nobody_writes(&file.key) {
+        if reads && self.config.early_answer && self.settler.nobody_writes(&file.key) {
             self.answer(access.ticket, Verdict::Allow);
             return None;
         }

@@ -24,7 +24,7 @@ use crate::control::server::{BindError, ControlSocket, ServerOptions, serve};
 use crate::core::Inflight;
 use crate::intercept::{Interceptor, UserFilter};
 use crate::marker::Attributes;
-use crate::recall::{Budget, Settle, Settler, settle};
+use crate::recall::{Budget, Settler, settle};
 use crate::store::StoreError;
 use crate::sys::lease::BreakWatch;
 use crate::sys::{process, signal};
@@ -353,7 +353,7 @@ impl Watched {
     }
 }
 
-fn start_settler(pool: &Arc<Pool>, queue: mpsc::Receiver<Settle>) -> Result<(), EngineError> {
+fn start_settler(pool: &Arc<Pool>, queue: mpsc::Receiver<settle::Work>) -> Result<(), EngineError> {
     let settled = Arc::clone(pool);
     std::thread::Builder::new()
         .name(format!("settle-{}", pool.config.name))

@@ -72,16 +72,25 @@ impl Settle {
     }
 }
 
+/// What the thread of a pool is asked to do.
+#[derive(Debug)]
+pub enum Work {
+    /// Make a file durable and ordinary.
+    Settle(Settle),
+    /// Tell the catalogue of a file that is ordinary already.
+    Note(FileRow),
+}
+
 /// The queue of one pool, and the leases of the files in it.
 #[derive(Debug)]
 pub struct Settler {
-    queue: mpsc::Sender<Settle>,
+    queue: mpsc::Sender<Work>,
     leases: Mutex<HashMap<FileKey, Arc<OwnedFd>>>,
 }
 
 impl Settler {
     /// The queue; its other end goes to [`run`].
-    pub fn new() -> (Self, mpsc::Receiver<Settle>) {
+    pub fn new() -> (Self, mpsc::Receiver<Work>) {
         let (queue, receiver) = mpsc::channel();
         (Self { queue, leases: Mutex::default() }, receiver)
     }
@@ -98,7 +107,14 @@ impl Settler {
     /// After the state machine heard of it.
     pub fn submit(&self, settle: Settle) {
         // The receiver lives as long as the pool.
-        let _ = self.queue.send(settle);
+        let _ = self.queue.send(Work::Settle(settle));
+    }
+
+    /// Takes a row for the catalogue, to be written soon, with others.
+    pub fn note(&self, row: Option<FileRow>) {
+        if let Some(row) = row {
+            let _ = self.queue.send(Work::Note(row));
+        }
     }
 
     /// Whether nobody has this settling file open for writing, nor is about to: taking the lease
@@ -120,22 +136,27 @@ impl Settler {
 }
 
 /// Settles files for ever, on a thread of its own.
-pub fn run(pool: &Arc<Pool>, queue: &mpsc::Receiver<Settle>) {
+pub fn run(pool: &Arc<Pool>, queue: &mpsc::Receiver<Work>) {
     while let Ok(first) = queue.recv() {
-        let mut batch = vec![first];
-        batch.extend(queue.try_iter().take(MAX_BATCH - 1));
-        settle(pool, batch);
+        let mut batch = Vec::new();
+        let mut catalogue = Batch::default();
+        for work in std::iter::once(first).chain(queue.try_iter().take(MAX_BATCH - 1)) {
+            match work {
+                Work::Settle(settle) => batch.push(settle),
+                Work::Note(row) => catalogue.upserts.push(row),
+            }
+        }
+        settle(pool, batch, catalogue);
     }
 }
 
-fn settle(pool: &Arc<Pool>, batch: Vec<Settle>) {
+fn settle(pool: &Arc<Pool>, batch: Vec<Settle>, mut catalogue: Batch) {
     let synced: Vec<io::Result<()>> = if batch.len() <= SINGLY {
         batch.iter().map(Settle::make_durable).collect()
     } else {
         let all = rustix::fs::syncfs(&pool.root);
         batch.iter().map(|_| all.map_err(io::Error::from)).collect()
     };
-    let mut catalogue = Batch::default();
     for (settle, synced) in batch.into_iter().zip(synced) {
         let result = match synced {
             Ok(()) => settle.clear(pool).map_err(|e| e.to_string()),

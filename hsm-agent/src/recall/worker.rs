@@ -202,14 +202,20 @@ fn whole(
     // Our own writable descriptor would count as a writer.
     drop(fd);
     let settle = Settle { file: job.file.clone(), lease: reader, path };
+    // A user's job waits for the sync anyway, and shares one with others. A reader's open must
+    // not return before ctime has moved for the last time, unless his pool wants it so: tar takes
+    // a ctime that moves while it reads for a change of the file.
+    let early = job.file.event.is_none() || pool.config.early_answer;
     // From here on a writer has to wait in the kernel until the lease goes, which is after the
     // marker. Writers who are past that point already make it fail.
-    let alone = lease::set(settle.lease.as_fd(), lease::LeaseKind::Read).unwrap_or(false);
-    if alone {
+    if early && lease::set(settle.lease.as_fd(), lease::LeaseKind::Read).unwrap_or(false) {
         return Ok(RecallOutcome { recalled: Recalled::Settling, settle: Some(settle), bytes });
     }
     settle.make_durable().map_err(local("the data cannot be made durable"))?;
-    settle.clear(pool)?;
+    let row = settle.clear(pool)?;
+    // The state machine still says "recalling": no release can start before the readers go on.
+    pool.pass_over(InodeFd::Open(settle.lease.as_fd()));
+    pool.settler.note(row);
     Ok(RecallOutcome { recalled: Recalled::Complete, settle: None, bytes })
 }
 

@@ -52,6 +52,7 @@ pub(super) fn build(index: usize, raw: RawPool, findings: &mut Findings<'_>) -> 
         mount: raw.mount,
         recall: raw.recall,
         range_min_size: raw.range_min_size.unwrap_or(ByteSize::mib(64)),
+        early_answer: raw.early_answer.unwrap_or(false),
         min_size: raw.min_size.unwrap_or(ByteSize::b(1)),
         verify: raw.verify,
         marker,
