@@ -63,6 +63,9 @@ pub fn enter() -> Result<Role> {
     for line in &left {
         eprintln!("LEFT BEHIND: {line}");
     }
+    if stop.load(Ordering::SeqCst) {
+        eprintln!("interrupted: agent and mounts are gone, removing {}", dir.path().display());
+    }
     dir.close().context("removing the run's directory")?;
     if stop.load(Ordering::SeqCst) {
         eprintln!("interrupted; everything that was set up is gone again");

@@ -18,6 +18,8 @@ cases! {
     status_counts_by_state,
     du_tells_local_from_logical_size,
     an_interrupt_stops_between_files,
+    users_may_recall_and_pin_what_they_own,
+    symlinks_and_relative_paths_lead_to_files,
 }
 
 fn some(pool: &mut Pool, count: u64) -> Result<Vec<Sample>> {
@@ -133,4 +135,45 @@ fn an_interrupt_stops_between_files(pool: &mut Pool) -> Result<()> {
     }
     ensure!((1..30).contains(&archived), "{archived} of 30 were archived");
     Ok(())
+}
+
+/// `hsm` as the user nobody.
+fn as_nobody(pool: &Pool, args: &[&std::ffi::OsStr]) -> Result<hsm_lab::Output> {
+    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let config = pool.config.file();
+    hsm_lab::Run::new("setpriv")
+        .args(nobody)
+        .args([crate::fixture::exe().as_os_str(), "--config".as_ref(), config.as_os_str()])
+        .args(args)
+        .output()
+}
+
+fn users_may_recall_and_pin_what_they_own(pool: &mut Pool) -> Result<()> {
+    let own = pool.offline_file("own", 100_000)?;
+    let other = pool.offline_file("other", 100_000)?;
+    pool.sh("chown 65534:65534 \"$1\"; chmod 666 \"$2\"", [&own, &other])?;
+    for verb in ["recall", "pin", "unpin"] {
+        let out = as_nobody(pool, &[verb.as_ref(), own.as_ref()])?;
+        ensure!(out.code() == 0, "{}", out.describe());
+        let out = as_nobody(pool, &[verb.as_ref(), other.as_ref()])?;
+        ensure!(out.code() != 0, "{}", out.describe());
+    }
+    pool.assert_local(&own.path)?;
+    pool.assert_offline(&other.path)?;
+    for verb in ["archive", "release", "migrate"] {
+        let out = as_nobody(pool, &[verb.as_ref(), own.as_ref()])?;
+        ensure!(out.code() != 0, "{}", out.describe());
+    }
+    pool.assert_state(&own.path, &["archived"])
+}
+
+fn symlinks_and_relative_paths_lead_to_files(pool: &mut Pool) -> Result<()> {
+    let files = some(pool, 2)?;
+    let link = pool.outside("link");
+    std::os::unix::fs::symlink(pool.mnt(), &link)?;
+    pool.hsm.must("migrate", [link.join("d/f0.dat")])?;
+    let run = pool.hsm.command(["migrate", "d/../d/f1.dat"]).dir(pool.mnt());
+    run.ok()?;
+    files.iter().try_for_each(|file| pool.assert_offline(&file.path))?;
+    files.iter().try_for_each(Sample::check)
 }

@@ -18,6 +18,7 @@ cases! {
     a_clean_stop_answers_every_waiting_reader,
     a_killed_reader_frees_itself,
     waiters_are_listed,
+    waiters_can_be_aborted,
     offline_files_survive_the_death_of_the_holder,
     offline_files_survive_the_death_of_both_processes,
     a_restarted_agent_serves_its_offline_files,
@@ -149,6 +150,24 @@ fn waiters_are_listed(pool: &mut Pool) -> Result<()> {
     let text = pool.hsm.command(["waiters"]).ok()?.text();
     ensure!(!text.contains("waited-for"), "still listed: {text}");
     Ok(())
+}
+
+fn waiters_can_be_aborted(pool: &mut Pool) -> Result<()> {
+    let file = pool.offline_file("waited-for", 4 * MIB)?;
+    pool.restart_slow("512KiB")?;
+    let reader = hsm_lab::Run::new("cat").args([&file]).start()?;
+    thread::sleep(Duration::from_millis(500));
+    let text = pool.hsm.command(["--json", "waiters"]).ok()?.text();
+    let waiter: serde_json::Value = serde_json::from_str(text.lines().next().unwrap_or(""))?;
+    let id = waiter.get("id").with_context(|| text.clone())?;
+    let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
+    let begin = Instant::now();
+    pool.hsm.command(["waiters", "abort", &id]).ok()?;
+    let out = reader.finish()?;
+    ensure!(begin.elapsed() < Duration::from_secs(3), "it took {:?}", begin.elapsed());
+    ensure!(out.code() == 1 && out.stdout.is_empty(), "{}", out.describe());
+    pool.restart_fast()?;
+    file.check()
 }
 
 fn offline_files_survive_the_death_of_the_holder(pool: &mut Pool) -> Result<()> {
