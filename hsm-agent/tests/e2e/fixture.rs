@@ -26,6 +26,9 @@ use hsm_lab::{Agent, Content, FsKind, Hsm, LoopFs, Output, PoolConfig, Run, loop
 /// After this the agent is killed; every case is far below it on a slow machine.
 const WATCHDOG: Duration = Duration::from_secs(150);
 
+/// Cases that take longer are named.
+const SLOW: Duration = Duration::from_secs(10);
+
 /// How long a clean stop may take.
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -51,6 +54,7 @@ pub(crate) struct Case {
 
 /// Runs one case on one file system and takes everything down again.
 pub(crate) fn run(case: &Case, fs: FsKind, dir: &Path) -> Result<()> {
+    let begin = Instant::now();
     let dir = dir.join(format!("{}-{fs}", short(case.name)));
     let mut pool = Pool::new(fs, &dir, case.configure)?;
     let watchdog = Watchdog::new(&dir, WATCHDOG);
@@ -65,6 +69,9 @@ pub(crate) fn run(case: &Case, fs: FsKind, dir: &Path) -> Result<()> {
     }
     let end = pool.finish();
     fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
+    if begin.elapsed() > SLOW {
+        eprintln!("slow: {fs}::{} took {:.0?}", case.name, begin.elapsed());
+    }
     result.and(end)
 }
 
