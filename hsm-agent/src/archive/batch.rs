@@ -12,7 +12,7 @@ use crate::control::types::Reason;
 use crate::core::{FileState, Job, ObjectId};
 use crate::daemon::dispatch::Claim;
 use crate::daemon::metrics::add;
-use crate::daemon::outcome::{Candidate, FileOutcome};
+use crate::daemon::outcome::{Candidate, FileOutcome, Stop};
 use crate::daemon::pool::{Pool, now_ns};
 use crate::marker::{ArchivedCopy, InodeFd, PolicyFlags, Record};
 use crate::recall::store_reason;
@@ -24,7 +24,12 @@ use crate::sys::inode::Stat;
 use crate::sys::lease::{Lease, LeaseKind};
 
 /// Archives files. One outcome per candidate, in order.
-pub fn archive(pool: &Arc<Pool>, batch: &[Candidate], dry_run: bool) -> Vec<FileOutcome> {
+pub fn archive(
+    pool: &Arc<Pool>,
+    batch: &[Candidate],
+    dry_run: bool,
+    stop: Stop<'_>,
+) -> Vec<FileOutcome> {
     let mut outcomes: Vec<Option<FileOutcome>> = batch.iter().map(|_| None).collect();
     let mut ready = Vec::new();
     for (index, candidate) in batch.iter().enumerate() {
@@ -33,7 +38,7 @@ pub fn archive(pool: &Arc<Pool>, batch: &[Candidate], dry_run: bool) -> Vec<File
             Err(outcome) => outcomes[index] = Some(outcome),
         }
     }
-    for (index, outcome) in store_all(pool, batch, ready) {
+    for (index, outcome) in store_all(pool, batch, ready, stop) {
         outcomes[index] = Some(outcome);
     }
     let missing = || FileOutcome::failed(Reason::Internal, "no outcome");
@@ -153,6 +158,7 @@ fn store_all(
     pool: &Arc<Pool>,
     batch: &[Candidate],
     ready: Vec<(usize, Ready)>,
+    stop: Stop<'_>,
 ) -> Vec<(usize, FileOutcome)> {
     if ready.is_empty() {
         return Vec::new();
@@ -167,7 +173,10 @@ fn store_all(
             return ready.into_iter().map(failed).collect();
         }
     };
-    let uploaded: Vec<_> = ready.iter().map(|(i, file)| upload(pool, &batch[*i], file)).collect();
+    let one = |(i, file): &(usize, Ready)| {
+        if stop() { Err(FileOutcome::not_begun()) } else { upload(pool, &batch[*i], file) }
+    };
+    let uploaded: Vec<_> = ready.iter().map(one).collect();
     let flushed = flush(pool);
     let mut catalogue = Batch::default();
     let mut outcomes = Vec::new();

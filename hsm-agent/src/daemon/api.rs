@@ -189,7 +189,7 @@ fn pool_waiters(number: usize, pool: &Pool) -> Vec<Waiter> {
             path: pool.name_of(fd.as_fd()).as_path().into(),
             since_ms: u64::try_from(waiting.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             phase: "recall".into(),
-            bytes_done: 0,
+            bytes_done: pool.progress.get(&waiting.file.key).map_or(0, |p| p.bytes()),
             bytes_total: size,
         })
     };

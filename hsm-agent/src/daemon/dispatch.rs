@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::metrics::add;
 use super::pool::{FileRef, Pool};
@@ -170,9 +170,8 @@ impl Pool {
             None => Priority::Bulk,
         };
         let (pool, file) = (Arc::clone(self), file.clone());
-        let deadline = Instant::now() + self.recall_deadline;
         self.workers.submit(priority, move || {
-            let job = Recall { file, want, deadline };
+            let job = Recall { file, want };
             pool.run_recall(&job);
         });
     }
@@ -181,7 +180,10 @@ impl Pool {
         let result = if self.stopping.load(Ordering::SeqCst) {
             Err(RecallError::Stopping)
         } else {
-            recall(self, job)
+            // A bug must not leave the file "recalling" for ever.
+            let recalled =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| recall(self, job)));
+            recalled.unwrap_or(Err(RecallError::Panicked))
         };
         match result {
             Ok(outcome) => {
@@ -261,6 +263,18 @@ impl Pool {
         let Some(waiting) = self.waiters.get(ticket) else { return false };
         self.apply(&waiting.file, Event::Abandon(ticket, errno));
         true
+    }
+
+    /// Who has waited too long, and sees no progress either.
+    pub fn overdue(&self, slack: Duration) -> Vec<Ticket> {
+        let limit = self.recall_deadline + slack;
+        let stuck = |file: &FileRef| self.progress.get(&file.key).is_none_or(|p| p.idle() > limit);
+        self.waiters
+            .older_than(limit)
+            .into_iter()
+            .filter(|(_, f)| stuck(f))
+            .map(|(t, _)| t)
+            .collect()
     }
 
     /// A name for messages.

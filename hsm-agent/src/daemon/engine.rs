@@ -24,7 +24,7 @@ use crate::control::server::{BindError, ControlSocket, ServerOptions, serve};
 use crate::core::Inflight;
 use crate::intercept::{Interceptor, UserFilter};
 use crate::marker::Attributes;
-use crate::recall::{Budget, Settler, settle};
+use crate::recall::{Budget, Progresses, Settler, settle};
 use crate::store::StoreError;
 use crate::sys::lease::BreakWatch;
 use crate::sys::{process, signal};
@@ -34,6 +34,8 @@ use crate::sys::{process, signal};
 const EVENT_THREADS: usize = 4;
 /// Recalls in work at once. They mostly wait for the store.
 const RECALL_THREADS: usize = 16;
+/// A recall that notices its deadline itself gives the better error: it gets a moment for that.
+const DEADLINE_SLACK: Duration = Duration::from_secs(2);
 /// A stopping engine lets recalls in work finish for so long, then denies who still waits.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Then it waits so long for what is in place to become durable.
@@ -192,6 +194,7 @@ impl Engine {
         let socket = ControlSocket::bind(&config.agent.socket)?;
         let server = tokio::spawn(serve(socket, api, ServerOptions::default(), stop.clone()));
         self.link.ready().map_err(system("the holder does not listen"))?;
+        let overdue = tokio::spawn(deny_overdue(self.pools.clone()));
         let mut signals = Signals::new().map_err(system("signals"))?;
         let orphaned = tokio::select! {
             () = signals.stop() => false,
@@ -204,6 +207,7 @@ impl Engine {
             sentinel::start(&self.pools);
         }
         self.stop(&stop, server).await;
+        overdue.abort();
         if orphaned {
             signals.stop().await;
         }
@@ -230,6 +234,24 @@ impl Engine {
         }
         if let Err(error) = server.await {
             tracing::error!(%error, "the control server died");
+        }
+    }
+}
+
+/// Recalls look at their deadline between chunks; this is for those that hang in between, or wait
+/// for a worker all that time. Nobody waits for ever.
+async fn deny_overdue(pools: Vec<Arc<Pool>>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        for pool in &pools {
+            for ticket in pool.overdue(DEADLINE_SLACK) {
+                tracing::error!(
+                    pool = pool.config.name,
+                    "a reader waited past the deadline; denied"
+                );
+                pool.abandon(ticket, libc::EAGAIN);
+            }
         }
     }
 }
@@ -345,6 +367,7 @@ impl Watched {
             recall_deadline: config.limits.recall_deadline,
             workers: Arc::clone(&shared.workers),
             link: Arc::clone(link),
+            progress: Progresses::default(),
             failures: super::failures::Failures::default(),
             stopping: Arc::clone(&shared.stopping),
         });

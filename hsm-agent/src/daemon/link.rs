@@ -13,8 +13,6 @@ pub struct Link {
     socket: OwnedFd,
     /// Our descriptors of the groups, by the holder's number.
     groups: Mutex<Vec<Option<Group>>>,
-    /// Events that came while something else was awaited.
-    early: Mutex<Vec<(EventFrame, OwnedFd)>>,
 }
 
 impl Link {
@@ -25,9 +23,7 @@ impl Link {
         let number: i32 = number.parse().map_err(io::Error::other)?;
         let socket = adopt(number)?;
         match ToEngine::receive(&socket)? {
-            Some((ToEngine::Hello, _)) => {
-                Ok(Self { socket, groups: Mutex::default(), early: Mutex::default() })
-            }
+            Some((ToEngine::Hello, _)) => Ok(Self { socket, groups: Mutex::default() }),
             other => Err(io::Error::other(format!("no greeting from the holder: {other:?}"))),
         }
     }
@@ -35,19 +31,15 @@ impl Link {
     /// Asks for the group of a pool.
     pub fn open_group(&self, pool: &str) -> io::Result<(u32, Group)> {
         ToHolder::OpenGroup { name: group_name(pool)? }.send(&self.socket)?;
-        loop {
-            match ToEngine::receive(&self.socket)? {
-                Some((ToEngine::Group { group }, Some(fd))) => {
-                    let opened = Group::from_fd(fd);
-                    self.remember(group, opened.try_clone()?);
-                    return Ok((group, opened));
-                }
-                Some((ToEngine::Event(event), Some(fd))) => {
-                    self.early.lock().unwrap_or_else(PoisonError::into_inner).push((event, fd));
-                }
-                Some(other) => return Err(io::Error::other(format!("unexpected: {other:?}"))),
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        // No events come before we say that we are ready.
+        match ToEngine::receive(&self.socket)? {
+            Some((ToEngine::Group { group }, Some(fd))) => {
+                let opened = Group::from_fd(fd);
+                self.remember(group, opened.try_clone()?);
+                Ok((group, opened))
             }
+            Some(other) => Err(io::Error::other(format!("unexpected: {other:?}"))),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 
@@ -62,9 +54,6 @@ impl Link {
 
     /// The next event. `Ok(None)`: the holder is gone. Several threads may call this.
     pub fn next_event(&self) -> io::Result<Option<(EventFrame, OwnedFd)>> {
-        if let Some(early) = self.early.lock().unwrap_or_else(PoisonError::into_inner).pop() {
-            return Ok(Some(early));
-        }
         loop {
             match ToEngine::receive(&self.socket)? {
                 Some((ToEngine::Event(event), Some(fd))) => return Ok(Some((event, fd))),

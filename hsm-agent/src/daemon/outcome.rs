@@ -7,6 +7,9 @@ use super::pool::FileRef;
 use crate::control::types::{Outcome, Reason};
 use crate::sys::inode::Stat;
 
+/// Asked between files: has the user had enough?
+pub type Stop<'a> = &'a (dyn Fn() -> bool + Sync);
+
 /// A file that a job was pointed at.
 #[derive(Debug)]
 pub struct Candidate {
@@ -59,6 +62,16 @@ impl FileOutcome {
     /// Left alone on purpose.
     pub fn skipped(reason: Reason, detail: impl Into<String>) -> Self {
         Self { outcome: Outcome::Skipped, ..Self::failed(reason, detail) }
+    }
+
+    /// The job was stopped before this file's turn came. Not reported.
+    pub fn not_begun() -> Self {
+        Self::skipped(Reason::Interrupted, "not begun")
+    }
+
+    /// Whether this is [`Self::not_begun`].
+    pub fn is_not_begun(&self) -> bool {
+        self.outcome == Outcome::Skipped && self.reason == Some(Reason::Interrupted)
     }
 
     /// A refusal that follows from policy: a failure for a file that the user named himself,

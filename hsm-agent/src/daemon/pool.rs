@@ -20,7 +20,7 @@ use crate::config::{PoolConfig, Verify};
 use crate::core::{FileKey, Inflight};
 use crate::intercept::Interceptor;
 use crate::marker::{Attributes, InodeFd};
-use crate::recall::{Budget, Settler};
+use crate::recall::{Budget, Progresses, Settler};
 use crate::store::Store;
 use crate::store::object::Compression;
 use crate::sys::fanotify::{Group, MarkTarget};
@@ -74,7 +74,9 @@ pub struct Pool {
     pub openers: Mutex<Vec<InvisibleOpener>>,
     /// Chunks in flight per recall.
     pub recall_parallel: usize,
-    /// How long a reader waits at most.
+    /// Recalls under way.
+    pub progress: Progresses,
+    /// How long a reader waits without progress at most.
     pub recall_deadline: Duration,
     /// Threads that carry out recalls.
     pub workers: Arc<Workers>,

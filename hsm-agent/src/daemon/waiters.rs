@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::pool::FileRef;
 use crate::core::Ticket;
@@ -63,6 +63,14 @@ impl Waiters {
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
         self.all().is_empty()
+    }
+
+    /// Those in the kernel who have waited longer than `limit`. (A user can stop his job.)
+    pub fn older_than(&self, limit: Duration) -> Vec<(Ticket, FileRef)> {
+        let all = self.all();
+        let blocked = |w: &Waiting| matches!(w.who, Who::Kernel(..));
+        let old = all.iter().filter(|(_, w)| blocked(w) && w.since.elapsed() > limit);
+        old.map(|(t, w)| (*t, w.file.clone())).collect()
     }
 
     /// The kernel's numbers of all events that somebody works on.

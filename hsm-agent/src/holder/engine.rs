@@ -37,6 +37,7 @@ impl Engine {
             .spawn()?;
         drop(theirs);
         shared.engine_pid.store(pid_of(&child), Ordering::SeqCst);
+        shared.serving.store(false, Ordering::SeqCst);
         shared.pending().forget_sent();
         ToEngine::Hello.send(&ours, None)?;
         shared.set_engine(Some(ours));

@@ -117,7 +117,8 @@ impl Holder<'_> {
         ];
         if let Some(engine) = &engine {
             let mut want = PollFlags::IN;
-            if self.shared.pending().has_unsent() {
+            let serving = self.shared.serving.load(Ordering::SeqCst);
+            if serving && self.shared.pending().has_unsent() {
                 want |= PollFlags::OUT;
             }
             fds.push(PollFd::from_borrowed_fd(engine.as_fd(), want));
@@ -194,6 +195,7 @@ impl Holder<'_> {
     fn ready(&mut self) {
         self.restart = Restart { count: self.restart.count, ..Restart::default() };
         self.shared.denying.store(false, Ordering::SeqCst);
+        self.shared.serving.store(true, Ordering::SeqCst);
         if !self.served {
             tracing::info!("ready");
         }

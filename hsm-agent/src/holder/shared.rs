@@ -20,6 +20,9 @@ pub(super) struct Shared {
     pub(super) engine: Mutex<Option<Arc<OwnedFd>>>,
     /// Process id of the present engine; 0: there is none, nobody is exempt.
     pub(super) engine_pid: AtomicI32,
+    /// The present engine serves. Until then it is told no events: it asks for its groups first,
+    /// and the answer to that must find room in the socket.
+    pub(super) serving: AtomicBool,
     /// Deny instead of queueing: the agent is stopping, or has had no engine for too long.
     pub(super) denying: AtomicBool,
     /// Wakes the main loop.
@@ -35,6 +38,7 @@ impl Shared {
             groups: Mutex::default(),
             engine: Mutex::default(),
             engine_pid: AtomicI32::new(0),
+            serving: AtomicBool::new(false),
             denying: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             capacity,
@@ -60,6 +64,9 @@ impl Shared {
     /// Tells the engine what it has not been told, as far as the socket has room. The rest is
     /// sent when the main loop sees room.
     pub(super) fn send_pending(&self) {
+        if !self.serving.load(Ordering::SeqCst) {
+            return;
+        }
         let Some(engine) = self.engine() else { return };
         let mut pending = self.pending();
         while let Some(event) = pending.next_unsent() {

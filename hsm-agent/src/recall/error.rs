@@ -46,8 +46,11 @@ pub enum RecallError {
         expected: u64,
     },
     /// The deadline passed.
-    #[error("not recalled within the deadline")]
+    #[error("no progress within the deadline")]
     Deadline,
+    /// A bug in the agent.
+    #[error("the recall failed for a reason that is a bug; the log has the message")]
+    Panicked,
     /// The agent is stopping.
     #[error("the agent is stopping")]
     Stopping,
@@ -66,9 +69,11 @@ impl RecallError {
             Self::Store(StoreError::Unavailable { .. }) | Self::Deadline | Self::Stopping => {
                 libc::EAGAIN
             }
-            Self::Store(_) | Self::Inode(_) | Self::Mismatch { .. } | Self::SizeChanged { .. } => {
-                libc::EIO
-            }
+            Self::Store(_)
+            | Self::Inode(_)
+            | Self::Panicked
+            | Self::Mismatch { .. }
+            | Self::SizeChanged { .. } => libc::EIO,
             Self::Local { source, .. } => match source.raw_os_error() {
                 Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
                 _ => libc::EIO,
@@ -87,6 +92,7 @@ impl RecallError {
             Self::SizeChanged { .. } => Reason::Changed,
             Self::Deadline => Reason::Timeout,
             Self::Stopping => Reason::Interrupted,
+            Self::Panicked => Reason::Internal,
         }
     }
 }

@@ -12,10 +12,12 @@
 mod budget;
 mod error;
 mod plan;
+mod progress;
 pub mod settle;
 mod worker;
 
 pub use budget::Budget;
 pub use error::{RecallError, store_reason};
+pub use progress::Progresses;
 pub use settle::{Settle, Settler};
 pub use worker::{Recall, RecallOutcome, recall};

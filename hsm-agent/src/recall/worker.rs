@@ -3,10 +3,10 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
 
 use super::error::{RecallError, local};
 use super::plan;
+use super::progress::Underway;
 use super::settle::Settle;
 use crate::core::{Recalled, Want};
 use crate::daemon::pool::{FileRef, Pool};
@@ -23,8 +23,6 @@ pub struct Recall {
     pub file: FileRef,
     /// How much of it.
     pub want: Want,
-    /// When to give up.
-    pub deadline: Instant,
 }
 
 /// What came of it.
@@ -52,7 +50,8 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
     let map = pool.attributes.map(InodeFd::Path(path.as_fd()), &marker)?;
     let fd = pool.open_invisible(path.as_fd()).map_err(local("the file cannot be written"))?;
     let chunks = plan::chunks(object.manifest(), &map, &job.want);
-    let filling = Filling { pool, object: &object, fd: fd.as_fd(), deadline: job.deadline };
+    let underway = pool.progress.begin(&job.file.key);
+    let filling = Filling { pool, object: &object, fd: fd.as_fd(), progress: &underway };
     let bytes = match filling.run(&chunks) {
         Ok(bytes) => bytes,
         Err(e) => {
@@ -94,7 +93,7 @@ struct Filling<'a> {
     pool: &'a Pool,
     object: &'a ObjectReader,
     fd: BorrowedFd<'a>,
-    deadline: Instant,
+    progress: &'a Underway<'a>,
 }
 
 impl Filling<'_> {
@@ -133,7 +132,7 @@ impl Filling<'_> {
     }
 
     fn one(&self, index: u64) -> Result<u64, RecallError> {
-        if Instant::now() > self.deadline {
+        if self.progress.idle() > self.pool.recall_deadline {
             return Err(RecallError::Deadline);
         }
         let _share = self.pool.budget.take(1 << self.object.manifest().chunk_shift);
@@ -145,6 +144,7 @@ impl Filling<'_> {
             write_all_at(self.fd, piece, offset).map_err(local("the data cannot be written"))?;
             bytes += piece.len() as u64;
         }
+        self.progress.step(bytes);
         Ok(bytes)
     }
 

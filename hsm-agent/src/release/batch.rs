@@ -10,7 +10,7 @@ use crate::control::types::Reason;
 use crate::core::{FileState, Job};
 use crate::daemon::dispatch::Claim;
 use crate::daemon::metrics::add;
-use crate::daemon::outcome::{Candidate, FileOutcome};
+use crate::daemon::outcome::{Candidate, FileOutcome, Stop};
 use crate::daemon::pool::{Pool, now_ns};
 use crate::marker::{ArchivedCopy, InodeFd, Marker, MarkerFlags, MarkerState};
 use crate::store::object::chunk_shift_for;
@@ -22,7 +22,12 @@ use crate::sys::{inode, space};
 const SINGLY: usize = 4;
 
 /// Releases files. One outcome per candidate, in order.
-pub fn release(pool: &Arc<Pool>, batch: &[Candidate], dry_run: bool) -> Vec<FileOutcome> {
+pub fn release(
+    pool: &Arc<Pool>,
+    batch: &[Candidate],
+    dry_run: bool,
+    stop: Stop<'_>,
+) -> Vec<FileOutcome> {
     let keys: Vec<_> = batch.iter().map(|c| c.file.key.clone()).collect();
     // Without the catalogue's word every file is compared with its object: slow, but safe.
     let rows = pool.catalog.get_many(&keys).unwrap_or_else(|error| {
@@ -32,6 +37,10 @@ pub fn release(pool: &Arc<Pool>, batch: &[Candidate], dry_run: bool) -> Vec<File
     let mut outcomes: Vec<Option<FileOutcome>> = batch.iter().map(|_| None).collect();
     let mut ready = Vec::new();
     for (index, (candidate, row)) in batch.iter().zip(rows).enumerate() {
+        if stop() {
+            outcomes[index] = Some(FileOutcome::not_begun());
+            continue;
+        }
         match prepare(pool, candidate, row.as_ref(), dry_run) {
             Ok(file) => ready.push((index, file)),
             Err(outcome) => outcomes[index] = Some(outcome),

@@ -10,7 +10,7 @@ use crate::archive::archive;
 use crate::catalog::{Batch, FileRow};
 use crate::control::types::{Op, Outcome, Reason};
 use crate::core;
-use crate::daemon::outcome::{Candidate, FileOutcome};
+use crate::daemon::outcome::{Candidate, FileOutcome, Stop};
 use crate::daemon::pool::Pool;
 use crate::marker::{InodeFd, PolicyFlags};
 use crate::release::release;
@@ -37,11 +37,12 @@ pub(super) fn batch_limit(job: &Job) -> BatchLimit {
 /// One outcome per candidate, in order.
 pub(super) fn run(job: &Job, pool: &Arc<Pool>, batch: &[Candidate]) -> Vec<FileOutcome> {
     let dry_run = job.request.dry_run;
+    let stop = || job.cancelled();
     match job.request.op {
-        Op::Archive => archive(pool, batch, dry_run),
-        Op::Release => release(pool, batch, dry_run),
-        Op::Migrate => migrate(pool, batch, dry_run),
-        Op::Recall => recall(pool, batch, dry_run),
+        Op::Archive => archive(pool, batch, dry_run, &stop),
+        Op::Release => release(pool, batch, dry_run, &stop),
+        Op::Migrate => migrate(pool, batch, dry_run, &stop),
+        Op::Recall => recall(pool, batch, dry_run, &stop),
         Op::Pin => batch.iter().map(|c| pin(pool, c, true, dry_run)).collect(),
         Op::Unpin => batch.iter().map(|c| pin(pool, c, false, dry_run)).collect(),
         Op::Scan => Vec::new(),
@@ -49,31 +50,60 @@ pub(super) fn run(job: &Job, pool: &Arc<Pool>, batch: &[Candidate]) -> Vec<FileO
 }
 
 /// Archive, then release what is archived by now.
-fn migrate(pool: &Arc<Pool>, batch: &[Candidate], dry_run: bool) -> Vec<FileOutcome> {
-    let archived = archive(pool, batch, dry_run);
+fn migrate(
+    pool: &Arc<Pool>,
+    batch: &[Candidate],
+    dry_run: bool,
+    stop: Stop<'_>,
+) -> Vec<FileOutcome> {
+    let archived = archive(pool, batch, dry_run, stop);
     if dry_run {
         return archived;
     }
     let good = |o: &FileOutcome| matches!(o.outcome, Outcome::Done | Outcome::Already);
-    let names: Vec<_> = batch.iter().zip(&archived).filter(|(_, o)| good(o)).collect();
-    let again: Vec<_> = names.iter().filter_map(|(c, _)| duplicate(c)).collect();
-    let mut released = release(pool, &again, false).into_iter();
-    archived.into_iter().map(|o| if good(&o) { released.next().unwrap_or(o) } else { o }).collect()
+    let release_one = |(candidate, outcome): (&Candidate, FileOutcome)| match duplicate(candidate) {
+        _ if !good(&outcome) => Err(outcome),
+        Ok(again) => Ok(again),
+        Err(e) => Err(FileOutcome::io("the file cannot be examined", &e)),
+    };
+    let next: Vec<_> = batch.iter().zip(archived).map(release_one).collect();
+    let (again, finished): (Vec<_>, Vec<_>) = next.into_iter().map(split).unzip();
+    let again: Vec<_> = again.into_iter().flatten().collect();
+    // What was archived is released even after a stop: a file that is half migrated serves nobody.
+    let mut released = release(pool, &again, false, &|| false).into_iter();
+    let missing = || FileOutcome::failed(Reason::Internal, "no outcome");
+    finished.into_iter().map(|f| f.or_else(|| released.next()).unwrap_or_else(missing)).collect()
 }
 
-/// The same file with a descriptor of its own. A failure is left for the release to report.
-fn duplicate(candidate: &Candidate) -> Option<Candidate> {
-    Some(Candidate {
+/// What goes on, and what has come to its end.
+fn split(next: Result<Candidate, FileOutcome>) -> (Option<Candidate>, Option<FileOutcome>) {
+    match next {
+        Ok(candidate) => (Some(candidate), None),
+        Err(outcome) => (None, Some(outcome)),
+    }
+}
+
+/// The same file with a descriptor of its own, as it is now.
+fn duplicate(candidate: &Candidate) -> std::io::Result<Candidate> {
+    Ok(Candidate {
         file: candidate.file.clone(),
-        path: candidate.path.try_clone().ok()?,
+        path: candidate.path.try_clone()?,
         name: candidate.name.clone(),
-        stat: inode::stat(&candidate.path).ok()?,
+        stat: inode::stat(&candidate.path)?,
         named: candidate.named,
     })
 }
 
-fn recall(pool: &Arc<Pool>, batch: &[Candidate], dry_run: bool) -> Vec<FileOutcome> {
-    let started: Vec<_> = batch.iter().map(|c| start_recall(pool, c, dry_run)).collect();
+fn recall(
+    pool: &Arc<Pool>,
+    batch: &[Candidate],
+    dry_run: bool,
+    stop: Stop<'_>,
+) -> Vec<FileOutcome> {
+    let start = |c| {
+        if stop() { Err(FileOutcome::not_begun()) } else { start_recall(pool, c, dry_run) }
+    };
+    let started: Vec<_> = batch.iter().map(start).collect();
     let wait = |(candidate, started): (&Candidate, Result<_, FileOutcome>)| {
         let told: std::sync::mpsc::Receiver<Verdict> = match started {
             Ok(told) => told,

@@ -271,6 +271,9 @@ fn run_batch(job: &Job, pool: &Arc<Pool>, batch: Vec<Item>, progress: &Progress)
     }
     let outcomes = ops::run(job, pool, &mine);
     for (candidate, outcome) in mine.iter().zip(outcomes) {
+        if outcome.is_not_begun() {
+            continue;
+        }
         progress.files.fetch_add(1, Ordering::Relaxed);
         progress.bytes.fetch_add(candidate.stat.size, Ordering::Relaxed);
         job.report(&candidate.name, outcome);
