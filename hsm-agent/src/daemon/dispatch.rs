@@ -167,6 +167,8 @@ impl Pool {
     fn start_recall(self: &Arc<Self>, file: &FileRef, want: Want) {
         let priority = match file.event {
             Some(_) => Priority::Reader,
+            // A reader may have come while the file was being released.
+            None if self.waiters.has_blocked(&file.key) => Priority::Reader,
             None => Priority::Bulk,
         };
         let (pool, file) = (Arc::clone(self), file.clone());

@@ -28,7 +28,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Descriptors that are not for waiting accesses.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// Most accesses that may wait at once, whatever the descriptor limit is.
-const MAX_WAITING: u64 = 262_144;
+pub const MAX_WAITING: u64 = 262_144;
 
 /// Why the agent could not run.
 #[derive(Debug, thiserror::Error)]
