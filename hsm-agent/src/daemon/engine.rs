@@ -167,7 +167,12 @@ impl Engine {
             let failed =
                 |e| EngineError::Catalog { pool: pool.config.name.clone(), source: Box::new(e) };
             recover::intents(pool).map_err(failed)?;
-            recover::open_files(pool);
+            // On a thread of its own: other programs' files may lie on servers that do not answer.
+            let pool = Arc::clone(pool);
+            std::thread::Builder::new()
+                .name("open-files".into())
+                .spawn(move || recover::open_files(&pool))
+                .map_err(system("no threads"))?;
         }
         Ok(engine)
     }
@@ -408,9 +413,13 @@ impl Watched {
 
 fn start_settler(pool: &Arc<Pool>, queue: mpsc::Receiver<settle::Work>) -> Result<(), EngineError> {
     let settled = Arc::clone(pool);
+    let device = pool.own_root().map_err(system("the mount point"))?;
+    // An earlier engine may have died between a marker's removal and its sync; writers wait for this.
+    rustix::fs::syncfs(&device)
+        .map_err(|e| system("the file system cannot be synced")(e.into()))?;
     std::thread::Builder::new()
         .name(format!("settle-{}", pool.config.name))
-        .spawn(move || settle::run(&settled, &queue))
+        .spawn(move || settle::run(&settled, &device, &queue))
         .map_err(system("no threads"))?;
     Ok(())
 }
