@@ -84,7 +84,7 @@ fn prepare(pool: &Arc<Pool>, candidate: &Candidate, dry_run: bool) -> Result<Rea
     }
     let busy = || FileOutcome::failed(Reason::Busy, "being archived or released right now");
     let claim = pool.claim(&candidate.file, Job::Archive).ok_or_else(busy)?;
-    acquire(pool, candidate, claim, record)
+    acquire(pool, candidate, claim)
 }
 
 /// Archived, and certainly unchanged since: only then there is nothing to do. When ctime moved,
@@ -96,17 +96,20 @@ fn is_current(pool: &Pool, candidate: &Candidate, record: &Record) -> bool {
         return false;
     }
     let row = pool.catalog.get(&candidate.file.key).ok().flatten();
-    row.is_some_and(|r| r.version.ctime_ns == now.ctime_ns && r.object == Some(copy.object))
+    row.is_some_and(|r| {
+        now.is_vouched_by(Some(r.version.ctime_ns)) && r.object == Some(copy.object)
+    })
 }
 
-fn acquire(
-    pool: &Arc<Pool>,
-    candidate: &Candidate,
-    claim: Claim,
-    record: Record,
-) -> Result<Ready, FileOutcome> {
+fn acquire(pool: &Arc<Pool>, candidate: &Candidate, claim: Claim) -> Result<Ready, FileOutcome> {
+    // Everything that was read before the claim may be old.
+    let path = InodeFd::Path(candidate.path.as_fd());
+    if pool.attributes.marker(path)?.is_some() {
+        return Err(FileOutcome::already("offline"));
+    }
+    let record = pool.attributes.record(path)?.unwrap_or_default();
     // It is online, and the claim keeps it so: neither our own open nor our reads need answers.
-    pool.pass_over(InodeFd::Path(candidate.path.as_fd()));
+    pool.pass_over(path);
     let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK;
     let fd = inode::reopen(candidate.path.as_fd(), flags)
         .map_err(|e| FileOutcome::io("the file cannot be opened", &e))?;
@@ -116,10 +119,6 @@ fn acquire(
         .ok_or_else(|| {
             FileOutcome::failed(Reason::OpenElsewhere, "open for writing; try again later")
         })?;
-    // The claim came after the first look.
-    if pool.attributes.marker(InodeFd::Open(fd.as_fd()))?.is_some() {
-        return Err(FileOutcome::already("offline"));
-    }
     let stat = inode::stat(&*fd).map_err(|e| FileOutcome::io("the file cannot be examined", &e))?;
     let generation =
         inode::generation(&*fd).map_err(|e| FileOutcome::io("the file has no generation", &e))?;

@@ -252,6 +252,13 @@ impl File {
                 let (covered, rest) =
                     self.waiters.drain(..).partition(|w: &Access| done.covers(&w.want));
                 self.waiters = rest;
+                let unserved = |w: &Access| self.phase == Phase::Recalling(w.want.clone());
+                if self.waiters.iter().any(unserved) {
+                    // It was recalled for him, and does not cover him: trying again would not end.
+                    let mut effects = answers(covered, Verdict::Allow);
+                    effects.extend(self.answer_all(Verdict::Deny(libc::EIO)));
+                    return effects;
+                }
                 let mut effects = answers(covered, Verdict::Allow);
                 effects.extend(self.recall_next());
                 effects

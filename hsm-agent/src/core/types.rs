@@ -72,6 +72,13 @@ pub struct DataVersion {
 }
 
 impl DataVersion {
+    /// Whether `seen`, the ctime right after our own last change of the inode, proves that nothing
+    /// has changed since. A ctime of whole seconds proves nothing: file systems without room for
+    /// more (ext4 with inodes of 128 bytes) would show the same one after another change.
+    pub fn is_vouched_by(&self, seen: Option<i64>) -> bool {
+        seen == Some(self.ctime_ns) && self.ctime_ns.rem_euclid(1_000_000_000) != 0
+    }
+
     /// Equal in everything that a metadata change (chmod, link, our own xattrs) leaves alone.
     pub fn same_data_times(&self, other: &Self) -> bool {
         (self.generation, self.size, self.mtime_ns)

@@ -81,8 +81,13 @@ impl Pool {
             }
             // Writes, truncation and fallocate cannot be told from reads; but with a read lease
             // nobody has the file open for writing, and truncate(2) comes without a count.
-            Some(range) if range.count > 0 && reads_only(fd) => {
-                Some(Want::Range(range.offset..range.offset.saturating_add(range.count)))
+            Some(range)
+                if range.count > 0 && reads_only(fd) && !process::may_be_mapping(frame.pid) =>
+            {
+                // Buffers reach past the end of the file; nothing is there to recall.
+                let end = range.offset.saturating_add(range.count).min(stat.size);
+                let nothing = range.offset >= end && !self.is_busy(file);
+                if nothing { None } else { Some(Want::Range(range.offset.min(end)..end)) }
             }
             _ => Some(Want::Whole),
         }
@@ -167,6 +172,8 @@ impl Pool {
     fn start_recall(self: &Arc<Self>, file: &FileRef, want: Want) {
         let priority = match file.event {
             Some(_) => Priority::Reader,
+            // A reader may have come while the file was being released.
+            None if self.waiters.has_blocked(&file.key) => Priority::Reader,
             None => Priority::Bulk,
         };
         let (pool, file) = (Arc::clone(self), file.clone());
@@ -224,7 +231,7 @@ impl Pool {
             // Wants it durable.
             Who::User(_) => false,
         };
-        if reads && self.config.early_answer && self.settler.nobody_writes(&file.key) {
+        if reads && self.settler.readers_may_go_on(&file.key, self.config.early_answer) {
             self.answer(access.ticket, Verdict::Allow);
             return None;
         }

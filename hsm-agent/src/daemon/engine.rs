@@ -22,10 +22,12 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::config::{Config, ConfigError, PoolConfig};
 use crate::control::server::{BindError, ControlSocket, ServerOptions, serve};
 use crate::core::Inflight;
+use crate::holder::protocol::EventFrame;
 use crate::intercept::{Interceptor, UserFilter};
 use crate::marker::Attributes;
 use crate::recall::{Budget, Progresses, Settler, settle};
 use crate::store::StoreError;
+use crate::sys::fanotify::Verdict;
 use crate::sys::lease::BreakWatch;
 use crate::sys::{process, signal};
 
@@ -165,7 +167,12 @@ impl Engine {
             let failed =
                 |e| EngineError::Catalog { pool: pool.config.name.clone(), source: Box::new(e) };
             recover::intents(pool).map_err(failed)?;
-            recover::open_files(pool);
+            // On a thread of its own: other programs' files may lie on servers that do not answer.
+            let pool = Arc::clone(pool);
+            std::thread::Builder::new()
+                .name("open-files".into())
+                .spawn(move || recover::open_files(&pool))
+                .map_err(system("no threads"))?;
         }
         Ok(engine)
     }
@@ -282,9 +289,9 @@ impl Signals {
 fn take_events(link: &Link, pools: &[Arc<Pool>], orphaned: &CancellationToken) {
     loop {
         match link.next_event() {
-            Ok(Some((frame, fd))) => match pools.get(frame.group as usize) {
+            Ok(Some((frame, fd))) => match pools.iter().find(|p| p.number == frame.group) {
                 Some(pool) => pool.take_event(frame, fd),
-                None => tracing::error!(group = frame.group, "event of an unknown group"),
+                None => deny_unmanaged(link, &frame),
             },
             Ok(None) => return orphaned.cancel(),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -294,6 +301,29 @@ fn take_events(link: &Link, pools: &[Arc<Pool>], orphaned: &CancellationToken) {
             }
         }
     }
+}
+
+/// A group of a pool that the configuration does not have any more, or has with another mount or
+/// marker: its stubs mean nothing to us.
+fn deny_unmanaged(link: &Link, frame: &EventFrame) {
+    tracing::error!(
+        pid = frame.pid,
+        "access to a file system whose pool was taken out of the configuration while the agent ran; \
+         denied. Restart the agent"
+    );
+    if let Err(error) = link.answer(frame, Verdict::Deny(libc::EIO)) {
+        tracing::error!(%error, "the holder does not take answers");
+    }
+}
+
+/// Names the watch of a pool. Mount point and marker are part of it: events of a watch must never be
+/// judged by another pool's rules, whatever the configuration says when the engine starts again.
+fn group_key(pool: &PoolConfig) -> String {
+    let mut hash = blake3::Hasher::new();
+    hash.update(pool.mount.as_os_str().as_encoded_bytes());
+    hash.update(b"\0");
+    hash.update(pool.marker.as_bytes());
+    format!("{}-{}", pool.name, &hash.finalize().to_hex()[..16])
 }
 
 /// What all pools share.
@@ -307,6 +337,8 @@ struct Shared {
 
 /// A file system whose watch is in place.
 struct Watched {
+    /// The holder's number of the group; its events carry it.
+    number: u32,
     config: PoolConfig,
     root: OwnedFd,
     fs_type: &'static str,
@@ -322,7 +354,8 @@ impl Watched {
         let failed = |source| EngineError::Mount { pool: name.clone(), source };
         let (root, fs_type) = mount::open(&pool.mount).map_err(failed)?;
         mount::refuse_own_files(&root, config, pool).map_err(failed)?;
-        let group = link.open_group(name).map_err(system(format!("pool {name}: no watch")))?.1;
+        let (number, group) =
+            link.open_group(&group_key(pool)).map_err(system(format!("pool {name}: no watch")))?;
         let parts = || -> io::Result<_> { Ok((group.try_clone()?, root.try_clone()?)) };
         let (kernel, watched) = parts().map_err(system("descriptors"))?;
         let interceptor = UserFilter::new(group, watched);
@@ -330,7 +363,8 @@ impl Watched {
             .attach()
             .map_err(|e| failed(MountError::not_watchable(pool.mount.clone(), e)))?;
         let instance = mount::instance(&root).map_err(failed)?;
-        Ok(Self { config: pool.clone(), root, fs_type, interceptor, kernel, instance })
+        let config = pool.clone();
+        Ok(Self { number, config, root, fs_type, interceptor, kernel, instance })
     }
 
     fn open(
@@ -348,6 +382,7 @@ impl Watched {
         let (settler, queue) = Settler::new();
         let pool = Arc::new(Pool {
             attributes: Attributes::new(&self.config.marker).map_err(system("marker"))?,
+            number: self.number,
             config: self.config,
             root: self.root,
             fs_type: self.fs_type.into(),
@@ -378,9 +413,13 @@ impl Watched {
 
 fn start_settler(pool: &Arc<Pool>, queue: mpsc::Receiver<settle::Work>) -> Result<(), EngineError> {
     let settled = Arc::clone(pool);
+    let device = pool.own_root().map_err(system("the mount point"))?;
+    // An earlier engine may have died between a marker's removal and its sync; writers wait for this.
+    rustix::fs::syncfs(&device)
+        .map_err(|e| system("the file system cannot be synced")(e.into()))?;
     std::thread::Builder::new()
         .name(format!("settle-{}", pool.config.name))
-        .spawn(move || settle::run(&settled, &queue))
+        .spawn(move || settle::run(&settled, &device, &queue))
         .map_err(system("no threads"))?;
     Ok(())
 }

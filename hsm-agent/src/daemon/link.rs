@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
 
 use crate::holder::protocol::{EventFrame, SOCKET_VARIABLE, ToEngine, ToHolder, group_name};
 use crate::sys::fanotify::{Group, Verdict};
@@ -11,8 +10,6 @@ use crate::sys::fanotify::{Group, Verdict};
 #[derive(Debug)]
 pub struct Link {
     socket: OwnedFd,
-    /// Our descriptors of the groups, by the holder's number.
-    groups: Mutex<Vec<Option<Group>>>,
 }
 
 impl Link {
@@ -23,7 +20,7 @@ impl Link {
         let number: i32 = number.parse().map_err(io::Error::other)?;
         let socket = adopt(number)?;
         match ToEngine::receive(&socket)? {
-            Some((ToEngine::Hello, _)) => Ok(Self { socket, groups: Mutex::default() }),
+            Some((ToEngine::Hello, _)) => Ok(Self { socket }),
             other => Err(io::Error::other(format!("no greeting from the holder: {other:?}"))),
         }
     }
@@ -33,23 +30,10 @@ impl Link {
         ToHolder::OpenGroup { name: group_name(pool)? }.send(&self.socket)?;
         // No events come before we say that we are ready.
         match ToEngine::receive(&self.socket)? {
-            Some((ToEngine::Group { group }, Some(fd))) => {
-                let opened = Group::from_fd(fd);
-                self.remember(group, opened.try_clone()?);
-                Ok((group, opened))
-            }
+            Some((ToEngine::Group { group }, Some(fd))) => Ok((group, Group::from_fd(fd))),
             Some(other) => Err(io::Error::other(format!("unexpected: {other:?}"))),
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
-    }
-
-    fn remember(&self, number: u32, group: Group) {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = number as usize;
-        if groups.len() <= number {
-            groups.resize_with(number + 1, || None);
-        }
-        groups[number] = Some(group);
     }
 
     /// The next event. `Ok(None)`: the holder is gone. Several threads may call this.
@@ -67,16 +51,9 @@ impl Link {
         }
     }
 
-    /// Answers an event. If the holder is gone, the kernel is told directly: the number of the
-    /// event is not reused, because whoever would reuse it is gone.
+    /// Answers an event. Fails when the holder is gone: then the sentinel denies all that it knew.
     pub fn answer(&self, event: &EventFrame, verdict: Verdict) -> io::Result<()> {
-        let sent = ToHolder::Answer { id: event.id, verdict }.send(self.socket.as_fd());
-        let Err(error) = sent else { return Ok(()) };
-        let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        match groups.get(event.group as usize) {
-            Some(Some(group)) => group.answer(event.event_fd, verdict),
-            _ => Err(error),
-        }
+        ToHolder::Answer { id: event.id, verdict }.send(self.socket.as_fd())
     }
 
     /// Tells that the engine serves.

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
 use super::failures::Failures;
 use super::link::Link;
@@ -40,6 +40,8 @@ pub struct FileRef {
 /// One managed file system.
 #[derive(Debug)]
 pub struct Pool {
+    /// Number that its events carry.
+    pub number: u32,
     /// Configuration.
     pub config: PoolConfig,
     /// The mount point, opened: all work is done relative to it.
@@ -103,6 +105,13 @@ impl Pool {
             }
             (result, _) => result,
         }
+    }
+
+    /// A descriptor of the mount point that nobody else uses, for `syncfs`: errors of writing back
+    /// are told once per open descriptor.
+    pub fn own_root(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.root, c".", flags, Mode::empty())?)
     }
 
     /// A read-write descriptor whose IO nobody sees. See [`crate::sys::invisible`].

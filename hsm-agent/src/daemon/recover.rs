@@ -92,14 +92,14 @@ fn release(pool: &Arc<Pool>, intent: &Intent, batch: &mut Batch) {
 /// would read holes. Their files are recalled now, and the operator is told.
 pub(super) fn open_files(pool: &Arc<Pool>) {
     let Ok(root) = inode::stat(&pool.root) else { return };
-    let own = std::process::id().to_string();
+    let own = [std::process::id(), std::os::unix::process::parent_id()].map(|p| p.to_string());
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for process in processes {
         let name = process.file_name();
         let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else {
             continue;
         };
-        if pid == own {
+        if own.iter().any(|own| own == pid) {
             continue;
         }
         for directory in ["fd", "map_files"] {

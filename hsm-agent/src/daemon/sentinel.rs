@@ -1,9 +1,10 @@
 //! What is left when the holder dies: the engine has descriptors of the same groups, so the watch
 //! lives on as long as it does. It keeps offline files closed until a new agent takes over.
 //!
-//! - Events that the engine knows are answered as before, directly.
-//! - Events that the holder had read but not handed over are known to nobody. Their numbers are:
-//!   each is denied with EIO.
+//! - Everything that waited when the holder died is denied with EIO. The kernel knows those events by
+//!   the numbers of descriptors in the *holder's* table; once we read events ourselves, their numbers
+//!   come from *our* table, and the same number could mean both. So all old numbers are denied before
+//!   the first read, and nothing else answers any more ([`super::link::Link::answer`] fails).
 //! - New events: online files go on, offline files are denied with EAGAIN.
 
 use std::os::fd::AsFd;
@@ -11,20 +12,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::pool::Pool;
+use crate::holder::MAX_WAITING;
 use crate::marker::InodeFd;
 use crate::sys::fanotify::{EVENT_BUFFER, Event, Group, Verdict, events, take_event_fd};
+use crate::sys::process::raise_descriptor_limit;
 
-/// Numbers of event descriptors that the dead holder may have had. The kernel gives the lowest
-/// free one, so they lie below the number of events that ever waited at once.
-const NUMBERS: i32 = 65_536;
+/// The holder lets at most [`MAX_WAITING`] events wait and has few other descriptors; the kernel
+/// gives the lowest free number.
+const MAX_NUMBER: i32 = MAX_WAITING as i32 + 4096;
 
 /// Watches in the dead holder's place, on a thread per pool, for ever.
 pub(super) fn start(pools: &[Arc<Pool>]) {
     for pool in pools {
         pool.stopping.store(true, Ordering::SeqCst);
-        for (_, waiting) in pool.waiters.list() {
-            tracing::debug!(since = ?waiting.since, "still in work");
-        }
         let pool = Arc::clone(pool);
         let name = format!("sentinel-{}", pool.config.name);
         let spawned = std::thread::Builder::new().name(name).spawn(move || watch(&pool));
@@ -36,7 +36,7 @@ pub(super) fn start(pools: &[Arc<Pool>]) {
 
 fn watch(pool: &Arc<Pool>) {
     let group = &pool.kernel;
-    deny_unknown(pool, group);
+    deny_old(group);
     let mut buf = [0u8; EVENT_BUFFER];
     loop {
         match group.read(&mut buf) {
@@ -50,15 +50,14 @@ fn watch(pool: &Arc<Pool>) {
     }
 }
 
-/// Denies every number that is not one of ours. `NotFound` is the rule.
-fn deny_unknown(pool: &Pool, group: &Group) {
-    let ours = pool.waiters.event_numbers();
-    let denied = (0..NUMBERS)
-        .filter(|n| !ours.contains(n))
-        .filter(|n| group.answer(*n, Verdict::Deny(libc::EIO)).is_ok())
-        .count();
+/// Denies every number that the dead holder can have had. `NotFound` is the rule.
+fn deny_old(group: &Group) {
+    // The holder had the same limit.
+    let numbers = i32::try_from(raise_descriptor_limit()).unwrap_or(i32::MAX).min(MAX_NUMBER);
+    let denied =
+        (0..numbers).filter(|n| group.answer(*n, Verdict::Deny(libc::EIO)).is_ok()).count();
     if denied > 0 {
-        tracing::error!(denied, "accesses that the dead holder knew alone were denied");
+        tracing::error!(denied, "accesses that waited when the holder died were denied");
     }
 }
 

@@ -1,13 +1,13 @@
 //! Who waits for a file: readers in the kernel, and users who asked for a recall.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use super::pool::FileRef;
-use crate::core::Ticket;
+use crate::core::{FileKey, Ticket};
 use crate::holder::protocol::EventFrame;
 use crate::sys::fanotify::Verdict;
 
@@ -73,13 +73,10 @@ impl Waiters {
         old.map(|(t, w)| (*t, w.file.clone())).collect()
     }
 
-    /// The kernel's numbers of all events that somebody works on.
-    pub fn event_numbers(&self) -> HashSet<i32> {
-        let number = |w: &Waiting| match &w.who {
-            Who::Kernel(frame, _) => Some(frame.event_fd),
-            Who::User(_) => None,
-        };
-        self.all().values().filter_map(number).collect()
+    /// Whether a process is blocked on this file. Looks at all who wait.
+    pub fn has_blocked(&self, key: &FileKey) -> bool {
+        let blocked = |w: &Waiting| matches!(w.who, Who::Kernel(..)) && w.file.key == *key;
+        self.all().values().any(blocked)
     }
 
     /// Everybody, longest waiting first.

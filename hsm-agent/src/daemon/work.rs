@@ -65,8 +65,8 @@ impl Workers {
     fn run_for_ever(&self) {
         loop {
             let (task, bulk) = self.next();
-            // A panic in one recall must not cost a worker; its waiters are denied at their
-            // deadline.
+            // A panic in one recall must not cost a worker. (The recall itself reports it as a
+            // failure, so that its waiters are answered.)
             if std::panic::catch_unwind(std::panic::AssertUnwindSafe(task)).is_err() {
                 tracing::error!("a recall panicked");
             }

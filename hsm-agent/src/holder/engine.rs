@@ -10,6 +10,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::protocol::{RESTARTS_VARIABLE, SOCKET_VARIABLE, ToEngine};
 use super::shared::Shared;
+use crate::sys::fanotify::Verdict;
 use crate::sys::message;
 
 /// The present engine process.
@@ -38,7 +39,14 @@ impl Engine {
         drop(theirs);
         shared.engine_pid.store(pid_of(&child), Ordering::SeqCst);
         shared.serving.store(false, Ordering::SeqCst);
-        shared.pending().forget_sent();
+        let deadly = shared.pending().forget_sent();
+        for event in deadly {
+            tracing::error!(
+                pid = event.frame.pid,
+                "too many engines died over this access; denied"
+            );
+            shared.answer(event, Verdict::Deny(libc::EIO));
+        }
         ToEngine::Hello.send(&ours, None)?;
         shared.set_engine(Some(ours));
         Ok(Self { child })

@@ -25,4 +25,4 @@ mod reader;
 mod run;
 mod shared;
 
-pub use run::{HolderError, run};
+pub use run::{HolderError, MAX_WAITING, run};

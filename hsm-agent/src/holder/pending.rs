@@ -3,16 +3,27 @@
 //! Invariant: an event's descriptor stays open until its answer has been written, because its
 //! number is the answer's identity for the kernel.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 
 use super::protocol::EventFrame;
+
+/// An event that so many engines knew when they died is suspected of killing them.
+const MAX_DEATHS: u32 = 20;
 
 /// One unanswered event.
 #[derive(Debug)]
 pub(super) struct Unanswered {
     pub(super) frame: EventFrame,
     pub(super) fd: OwnedFd,
+    /// Engines that had been told of it when they died.
+    pub(super) deaths: u32,
+}
+
+impl Unanswered {
+    pub(super) fn new(frame: EventFrame, fd: OwnedFd) -> Self {
+        Self { frame, fd, deaths: 0 }
+    }
 }
 
 /// All unanswered events, oldest first, and which of them the engine has not been told yet.
@@ -25,10 +36,10 @@ pub(super) struct Pending {
 
 impl Pending {
     /// Takes an event in and gives it its identity.
-    pub(super) fn insert(&mut self, mut frame: EventFrame, fd: OwnedFd) {
+    pub(super) fn insert(&mut self, mut event: Unanswered) {
         self.last += 1;
-        frame.id = self.last;
-        self.events.insert(self.last, Unanswered { frame, fd });
+        event.frame.id = self.last;
+        self.events.insert(self.last, event);
         self.unsent.push_back(self.last);
     }
 
@@ -53,9 +64,18 @@ impl Pending {
         self.unsent.pop_front();
     }
 
-    /// The engine died: the next one must be told everything.
-    pub(super) fn forget_sent(&mut self) {
+    /// The engine died: the next one must be told everything. Returns the events that too many
+    /// engines have died over: they are not told to another.
+    pub(super) fn forget_sent(&mut self) -> Vec<Unanswered> {
+        let unsent: HashSet<u64> = std::mem::take(&mut self.unsent).into_iter().collect();
+        for (_, event) in self.events.iter_mut().filter(|(id, _)| !unsent.contains(id)) {
+            event.deaths += 1;
+        }
+        let deadly: Vec<u64> =
+            self.events.iter().filter(|(_, e)| e.deaths >= MAX_DEATHS).map(|(id, _)| *id).collect();
+        let deadly = deadly.into_iter().filter_map(|id| self.events.remove(&id)).collect();
         self.unsent = self.events.keys().copied().collect();
+        deadly
     }
 
     /// Takes everything out, to deny it.
@@ -89,7 +109,8 @@ mod tests {
                 range: None,
                 event_fd: 9,
             };
-            p.insert(frame, std::fs::File::open("/dev/null").unwrap().into());
+            let fd = std::fs::File::open("/dev/null").unwrap().into();
+            p.insert(Unanswered::new(frame, fd));
         }
         p
     }
@@ -109,9 +130,23 @@ mod tests {
         assert_eq!(send_all(&mut p), [1, 2, 3, 4]);
         assert!(p.remove(2).is_some());
         assert!(p.remove(2).is_none());
-        p.forget_sent();
+        assert!(p.forget_sent().is_empty());
         assert_eq!(send_all(&mut p), [1, 3, 4]);
         assert_eq!(p.len(), 3);
+    }
+
+    #[test]
+    fn an_event_that_kills_engines_is_given_up() {
+        let mut p = fill(1);
+        for _ in 1..MAX_DEATHS {
+            send_all(&mut p);
+            assert!(p.forget_sent().is_empty());
+        }
+        // Deaths before it was told do not count.
+        assert!(p.forget_sent().is_empty());
+        send_all(&mut p);
+        assert_eq!(p.forget_sent().len(), 1);
+        assert_eq!(p.len(), 0);
     }
 
     #[test]

@@ -1,40 +1,96 @@
 //! Reader threads: kernel → table.
+//!
+//! Reading an event makes the kernel open the file for us, and that open waits for leases: those of
+//! the engine, which gives them up at once, and those of anybody else (any user may take one on his
+//! own file, Samba does), which may take `lease-break-time`. A reader that waits there must not keep
+//! the others' events from being read. So each group has a spare-reader thread: whenever events are
+//! queued and no reader makes progress, it starts one more.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::pending::Unanswered;
 use super::protocol::EventFrame;
 use super::shared::Shared;
 use crate::sys::fanotify::{EVENT_BUFFER, Event, EventMask, Group, Verdict, events, take_event_fd};
 
-/// Readers per group: one may wait for a lease that is being given up while the others go on.
+/// Readers per group to begin with.
 const READERS: usize = 4;
+/// Readers per group at most; each costs a stack that is hardly used.
+const MAX_READERS: usize = 1024;
+/// Events that stay queued that long without any reader coming back are not being read.
+const STALLED: Duration = Duration::from_millis(5);
+
+/// The readers of one group.
+struct Readers {
+    shared: Arc<Shared>,
+    number: u32,
+    group: Arc<Group>,
+    /// Reads that came back.
+    reads: AtomicU64,
+}
 
 /// Starts the reader threads of a group. They end with the process.
 pub(super) fn start(shared: &Arc<Shared>, number: u32, group: &Arc<Group>) -> io::Result<()> {
+    let (shared, group) = (Arc::clone(shared), Arc::clone(group));
+    let readers = Arc::new(Readers { shared, number, group, reads: AtomicU64::new(0) });
     for n in 0..READERS {
-        let (shared, group) = (Arc::clone(shared), Arc::clone(group));
-        std::thread::Builder::new()
-            .name(format!("reader-{number}-{n}"))
-            .spawn(move || read_for_ever(&shared, number, &group))?;
+        readers.start_one(n)?;
     }
+    let watched = Arc::clone(&readers);
+    std::thread::Builder::new()
+        .name(format!("spare-{number}"))
+        .spawn(move || watched.start_spare_ones())?;
     Ok(())
 }
 
-fn read_for_ever(shared: &Shared, number: u32, group: &Group) {
-    let mut buf = [0u8; EVENT_BUFFER];
-    loop {
-        match group.read(&mut buf) {
-            Ok(n) => take(shared, number, &buf[..n]),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                // EMFILE and ENFILE: the kernel denied that event itself. Others wait for
-                // descriptors to become free.
-                tracing::error!(%error, "fanotify events cannot be read");
-                std::thread::sleep(std::time::Duration::from_millis(10));
+impl Readers {
+    fn start_one(self: &Arc<Self>, n: usize) -> io::Result<()> {
+        let readers = Arc::clone(self);
+        std::thread::Builder::new()
+            .name(format!("reader-{}-{n}", self.number))
+            .spawn(move || readers.read_for_ever())?;
+        Ok(())
+    }
+
+    fn start_spare_ones(self: &Arc<Self>) {
+        let mut count = READERS;
+        while count < MAX_READERS {
+            let mut queued = [PollFd::new(&*self.group, PollFlags::IN)];
+            let _ = poll(&mut queued, None);
+            let before = self.reads.load(Ordering::Relaxed);
+            std::thread::sleep(STALLED);
+            let stalled = self.reads.load(Ordering::Relaxed) == before;
+            if stalled && rustix::io::ioctl_fionread(&*self.group).is_ok_and(|n| n > 0) {
+                tracing::debug!(count, "all readers wait for leases; starting another");
+                match self.start_one(count) {
+                    Ok(()) => count += 1,
+                    Err(error) => tracing::error!(%error, "no spare reader"),
+                }
+            }
+        }
+        tracing::error!("{MAX_READERS} readers wait for leases of others; no more are started");
+    }
+
+    fn read_for_ever(&self) {
+        let mut buf = [0u8; EVENT_BUFFER];
+        loop {
+            let result = self.group.read(&mut buf);
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            match result {
+                Ok(n) => take(&self.shared, self.number, &buf[..n]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // EMFILE and ENFILE: the kernel denied that event itself. Others wait for
+                    // descriptors to become free.
+                    tracing::error!(%error, "fanotify events cannot be read");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
             }
         }
     }
@@ -66,13 +122,13 @@ fn one(shared: &Shared, number: u32, event: &Event) {
     if !event.mask.wants_answer() {
         return;
     }
-    let unanswered = Unanswered { frame: frame(number, event, &fd), fd };
+    let unanswered = Unanswered::new(frame(number, event, &fd), fd);
     if is_own(shared, event.pid) {
         shared.answer(unanswered, Verdict::Allow);
     } else if shared.is_denying() || shared.pending().len() >= shared.capacity {
         shared.answer(unanswered, Verdict::Deny(libc::EAGAIN));
     } else {
-        shared.pending().insert(unanswered.frame, unanswered.fd);
+        shared.pending().insert(unanswered);
     }
 }
 

@@ -21,6 +21,8 @@ use crate::sys::signal::SignalFd;
 
 /// How long a stopping engine may take to answer what waits before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(30);
+/// A killed engine that is still there after so long hangs in the kernel.
+const KILL_GRACE: Duration = Duration::from_secs(5);
 /// Accesses wait this long for an engine that does not come back; then they are denied.
 const NO_ENGINE_LIMIT: Duration = Duration::from_secs(60);
 /// Longest pause between two attempts to start the engine.
@@ -28,7 +30,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Descriptors that are not for waiting accesses.
 const SPARE_DESCRIPTORS: u64 = 64;
 /// Most accesses that may wait at once, whatever the descriptor limit is.
-const MAX_WAITING: u64 = 262_144;
+pub const MAX_WAITING: u64 = 262_144;
 
 /// Why the agent could not run.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +108,11 @@ impl Holder<'_> {
                 self.schedule_restart(status);
             }
             self.timers();
+            let stuck = STOP_GRACE + KILL_GRACE;
+            if self.stopping.is_some_and(|since| since.elapsed() > stuck) {
+                tracing::error!("the engine cannot even be killed; leaving without it");
+                return Ok(1);
+            }
         }
     }
 
@@ -117,8 +124,7 @@ impl Holder<'_> {
         ];
         if let Some(engine) = &engine {
             let mut want = PollFlags::IN;
-            let serving = self.shared.serving.load(Ordering::SeqCst);
-            if serving && self.shared.pending().has_unsent() {
+            if self.shared.wants_room.swap(false, Ordering::SeqCst) {
                 want |= PollFlags::OUT;
             }
             fds.push(PollFd::from_borrowed_fd(engine.as_fd(), want));
@@ -149,6 +155,7 @@ impl Holder<'_> {
                 // Its end is noticed by SIGCHLD.
                 Ok(None) => {
                     self.shared.set_engine(None);
+                    self.restart.without_engine_since.get_or_insert_with(Instant::now);
                     break;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,

@@ -23,6 +23,8 @@ pub(super) struct Shared {
     /// The present engine serves. Until then it is told no events: it asks for its groups first,
     /// and the answer to that must find room in the socket.
     pub(super) serving: AtomicBool,
+    /// The main loop is to wait for room in the engine's socket.
+    pub(super) wants_room: AtomicBool,
     /// Deny instead of queueing: the agent is stopping, or has had no engine for too long.
     pub(super) denying: AtomicBool,
     /// Wakes the main loop.
@@ -39,6 +41,7 @@ impl Shared {
             engine: Mutex::default(),
             engine_pid: AtomicI32::new(0),
             serving: AtomicBool::new(false),
+            wants_room: AtomicBool::new(false),
             denying: AtomicBool::new(false),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             capacity,
@@ -81,8 +84,10 @@ impl Shared {
                 }
             }
         }
-        if pending.has_unsent() {
-            drop(pending);
+        let more = pending.has_unsent();
+        drop(pending);
+        // Once is enough: the main loop then waits for room.
+        if more && !self.wants_room.swap(true, Ordering::SeqCst) {
             self.wake_main_loop();
         }
     }
@@ -94,7 +99,7 @@ impl Shared {
 
     /// Answers and only then closes the event's descriptor.
     pub(super) fn answer(&self, event: Unanswered, verdict: Verdict) {
-        let Unanswered { frame, fd } = event;
+        let Unanswered { frame, fd, .. } = event;
         let group = self.groups().get(frame.group as usize).map(|(_, g)| Arc::clone(g));
         let result = match group {
             Some(group) => group.answer(frame.event_fd, verdict),

@@ -1,14 +1,18 @@
-//! Makes recalled files ordinary again: sync, then remove the marker, in batches.
+//! Makes recalled files ordinary again, in batches: the data durable, the marker gone, and that
+//! durable too.
 //!
-//! Until then a settling file has all its data in the page cache, its marker, and a read lease of
-//! ours on it. Crash order:
+//! A settling file has all its data in place and a read lease of ours on it. It comes here in one of
+//! two stages: *placed* (data not durable yet, marker still set) or *cleared* (data durable, marker
+//! removed, which is not durable yet). Crash order:
 //!
-//! 1. power cut before the sync: the marker is still there, the data is recalled anew. Nobody
-//!    can have written: writers wait for the lease, or for our answer.
-//! 2. after the sync, before the marker's removal is durable: the same, over identical bytes.
-//! 3. the agent dies: the lease goes with it, and the marker is still there. No writer was
-//!    allowed while the file settled ([`crate::core::Effect::Judge`]), so each one's event is
-//!    unanswered and goes to the next engine, which recalls first.
+//! 1. power cut before the data is durable: the marker is still there, the data is recalled anew.
+//! 2. power cut after that, before the marker's removal is durable: the marker is back, and the same
+//!    bytes are recalled over themselves. That is right only as long as nobody has written: a writer's
+//!    own `fdatasync` does not make the removal durable (ext4 commits for it only what the data
+//!    needs; measured). So writers wait, for our answer or for the lease, until it is.
+//! 3. the agent dies: the lease goes with it. No writer was answered while the file settled
+//!    ([`crate::core::Effect::Judge`]), so each one's event goes to the next engine, which syncs the
+//!    file system before it answers anything.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +30,16 @@ const SINGLY: usize = 8;
 /// Most files in one batch.
 const MAX_BATCH: usize = 1024;
 
-/// A recalled file that is not durable yet.
+/// How far a recalled file has come.
+#[derive(Debug)]
+pub enum Stage {
+    /// The data is in place.
+    Placed,
+    /// The data is durable, the marker removed. The row is for the catalogue.
+    Cleared(Option<FileRow>),
+}
+
+/// A recalled file that is not ordinary yet.
 #[derive(Debug)]
 pub struct Settle {
     /// Which file.
@@ -35,25 +48,49 @@ pub struct Settle {
     pub lease: Arc<OwnedFd>,
     /// `O_PATH` descriptor on the pool's own mount.
     pub path: OwnedFd,
+    /// How far it is.
+    pub stage: Stage,
+}
+
+/// Why a file did not settle.
+#[derive(Debug, thiserror::Error)]
+pub enum SettleError {
+    /// Data or marker cannot be made durable.
+    #[error("not durable: {0}")]
+    Sync(#[from] io::Error),
+    /// The marker cannot be removed.
+    #[error(transparent)]
+    Inode(#[from] InodeError),
 }
 
 impl Settle {
-    /// Step 1.
-    pub fn make_durable(&self) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(&*self.lease)?)
+    /// Syncs the data (placed) or the marker's removal (cleared).
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(match self.stage {
+            Stage::Placed => rustix::fs::fdatasync(&*self.lease),
+            Stage::Cleared(_) => rustix::fs::fsync(&*self.lease),
+        }?)
     }
 
-    /// Step 2: the marker goes, then the map, which means nothing without it. The catalogue
-    /// follows; it is only an index.
-    pub fn clear(&self, pool: &Pool) -> Result<Option<FileRow>, InodeError> {
+    /// From placed and synced to cleared: the marker goes, then the map, which means nothing without
+    /// it. The catalogue follows; it is only an index.
+    pub fn clear(&mut self, pool: &Pool) -> Result<(), InodeError> {
+        if matches!(self.stage, Stage::Cleared(_)) {
+            return Ok(());
+        }
         let fd = InodeFd::Path(self.path.as_fd());
         pool.attributes.remove_marker(fd)?;
         pool.attributes.remove_map(fd)?;
-        let row = self.row(pool);
-        if row.is_none() {
-            tracing::debug!(key = ?self.file.key, "recalled file has no usable record");
+        self.stage = Stage::Cleared(self.row(pool));
+        Ok(())
+    }
+
+    /// The row for the catalogue, once cleared.
+    pub fn take_row(&mut self) -> Option<FileRow> {
+        match &mut self.stage {
+            Stage::Placed => None,
+            Stage::Cleared(row) => row.take(),
         }
-        Ok(row)
     }
 
     fn row(&self, pool: &Pool) -> Option<FileRow> {
@@ -85,7 +122,14 @@ pub enum Work {
 #[derive(Debug)]
 pub struct Settler {
     queue: mpsc::Sender<Work>,
-    leases: Mutex<HashMap<FileKey, Arc<OwnedFd>>>,
+    leases: Mutex<HashMap<FileKey, Settling>>,
+}
+
+/// What accesses to a settling file are judged by.
+#[derive(Debug, Clone)]
+struct Settling {
+    lease: Arc<OwnedFd>,
+    cleared: bool,
 }
 
 impl Settler {
@@ -95,13 +139,15 @@ impl Settler {
         (Self { queue, leases: Mutex::default() }, receiver)
     }
 
-    fn leases(&self) -> MutexGuard<'_, HashMap<FileKey, Arc<OwnedFd>>> {
+    fn leases(&self) -> MutexGuard<'_, HashMap<FileKey, Settling>> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Before the state machine hears of it: from then on accesses are judged.
     pub fn announce(&self, settle: &Settle) {
-        self.leases().insert(settle.file.key.clone(), Arc::clone(&settle.lease));
+        let cleared = matches!(settle.stage, Stage::Cleared(_));
+        let settling = Settling { lease: Arc::clone(&settle.lease), cleared };
+        self.leases().insert(settle.file.key.clone(), settling);
     }
 
     /// After the state machine heard of it.
@@ -117,11 +163,15 @@ impl Settler {
         }
     }
 
-    /// Whether nobody has this settling file open for writing, nor is about to: taking the lease
-    /// again fails if anybody has raised the inode's write count. `false` when in doubt.
-    pub fn nobody_writes(&self, key: &FileKey) -> bool {
-        let lease = self.leases().get(key).cloned();
-        lease.is_some_and(|fd| lease::set(fd.as_fd(), lease::LeaseKind::Read).unwrap_or(false))
+    /// Whether somebody who only reads may go on with this settling file: `early` or not, depending
+    /// on its stage, and only if nobody has it open for writing, nor is about to. (Taking the lease
+    /// again fails if anybody has raised the inode's write count.) `false` when in doubt.
+    pub fn readers_may_go_on(&self, key: &FileKey, early: bool) -> bool {
+        let settling = self.leases().get(key).cloned();
+        settling.is_some_and(|s| {
+            (early || s.cleared)
+                && lease::set(s.lease.as_fd(), lease::LeaseKind::Read).unwrap_or(false)
+        })
     }
 
     /// Files that wait for their sync.
@@ -135,53 +185,69 @@ impl Settler {
     }
 }
 
-/// Settles files for ever, on a thread of its own.
-pub fn run(pool: &Arc<Pool>, queue: &mpsc::Receiver<Work>) {
+/// Settles files for ever, on a thread of its own. `device` is a descriptor of the mount point that
+/// nobody else syncs: the kernel tells a write error once per open descriptor.
+pub fn run(pool: &Arc<Pool>, device: &OwnedFd, queue: &mpsc::Receiver<Work>) {
     while let Ok(first) = queue.recv() {
         let mut batch = Vec::new();
         let mut catalogue = Batch::default();
         for work in std::iter::once(first).chain(queue.try_iter().take(MAX_BATCH - 1)) {
             match work {
-                Work::Settle(settle) => batch.push(settle),
+                Work::Settle(settle) => batch.push((settle, Ok(()))),
                 Work::Note(row) => catalogue.upserts.push(row),
             }
         }
-        settle(pool, batch, catalogue);
+        settle(pool, device, batch, catalogue);
     }
 }
 
-fn settle(pool: &Arc<Pool>, batch: Vec<Settle>, mut catalogue: Batch) {
-    let synced: Vec<io::Result<()>> = if batch.len() <= SINGLY {
-        batch.iter().map(Settle::make_durable).collect()
-    } else {
-        let all = rustix::fs::syncfs(&pool.root);
-        batch.iter().map(|_| all.map_err(io::Error::from)).collect()
-    };
-    for (settle, synced) in batch.into_iter().zip(synced) {
-        let result = match synced {
-            Ok(()) => settle.clear(pool).map_err(|e| e.to_string()),
-            Err(e) => Err(e.to_string()),
-        };
-        // Dropped only now: a writer who waits for it finds no marker.
-        let unleased = lease::unset(settle.lease.as_fd());
-        pool.settler.leases().remove(&settle.file.key);
-        if let Err(error) = unleased {
-            tracing::warn!(%error, "read lease not dropped");
+type Attempt = (Settle, Result<(), SettleError>);
+
+fn settle(pool: &Arc<Pool>, device: &OwnedFd, mut batch: Vec<Attempt>, mut catalogue: Batch) {
+    sync(device, &mut batch, |stage| matches!(stage, Stage::Placed));
+    for (settle, result) in &mut batch {
+        if result.is_ok() {
+            *result = settle.clear(pool).map_err(SettleError::from);
         }
-        let event = match result {
-            Ok(row) => {
-                catalogue.upserts.extend(row);
-                Event::Settled(Ok(()))
-            }
-            Err(error) => {
-                let file = pool.name_of(settle.path.as_fd());
-                tracing::error!(%error, file = %file.display(), "recalled data could not be settled; the file stays offline");
-                Event::Settled(Err(libc::EIO))
-            }
-        };
-        pool.apply(&settle.file, event);
+    }
+    sync(device, &mut batch, |stage| matches!(stage, Stage::Cleared(_)));
+    for (mut settle, result) in batch {
+        catalogue.upserts.extend(settle.take_row());
+        finish(pool, &settle, result);
     }
     if let Err(error) = pool.catalog.commit(&catalogue) {
         tracing::warn!(%error, "catalogue not updated; `hsm scan` will");
     }
+}
+
+/// One by one if there are few, otherwise all at once.
+fn sync(device: &OwnedFd, batch: &mut [Attempt], wanted: impl Fn(&Stage) -> bool) {
+    let due = |(settle, result): &&mut Attempt| result.is_ok() && wanted(&settle.stage);
+    let count = batch.iter_mut().filter(due).count();
+    let all = if count > SINGLY { Some(rustix::fs::syncfs(device)) } else { None };
+    for (settle, result) in batch.iter_mut().filter(due) {
+        let synced = match all {
+            Some(all) => all.map_err(io::Error::from),
+            None => settle.sync(),
+        };
+        *result = synced.map_err(SettleError::from);
+    }
+}
+
+fn finish(pool: &Arc<Pool>, settle: &Settle, result: Result<(), SettleError>) {
+    // Still "settling": no release can start before the readers go on.
+    if result.is_ok() {
+        pool.pass_over(InodeFd::Path(settle.path.as_fd()));
+    }
+    // Dropped only now: a writer who waits for it finds no marker, for good.
+    if let Err(error) = lease::unset(settle.lease.as_fd()) {
+        tracing::warn!(%error, "read lease not dropped");
+    }
+    pool.settler.leases().remove(&settle.file.key);
+    let errno = result.map_err(|error| {
+        let file = pool.name_of(settle.path.as_fd());
+        tracing::error!(%error, file = %file.display(), "recalled data could not be settled");
+        libc::EIO
+    });
+    pool.apply(&settle.file, Event::Settled(errno));
 }

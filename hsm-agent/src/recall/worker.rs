@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::error::{RecallError, local};
 use super::plan;
 use super::progress::Underway;
-use super::settle::Settle;
+use super::settle::{Settle, Stage};
 use crate::core::{Recalled, Want};
 use crate::daemon::pool::{FileRef, Pool};
 use crate::marker::{InodeFd, Marker, MarkerState, ResidencyMap};
@@ -43,6 +43,9 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
         return Ok(RecallOutcome { recalled: Recalled::Complete, settle: None, bytes: 0 });
     };
     let before = inode::stat(&path).map_err(local("the file cannot be examined"))?;
+    if before.size == 0 && marker.size > 0 {
+        return truncated(pool, path.as_fd());
+    }
     if before.size != marker.size {
         return Err(RecallError::SizeChanged { found: before.size, expected: marker.size });
     }
@@ -50,12 +53,17 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
     let map = pool.attributes.map(InodeFd::Path(path.as_fd()), &marker)?;
     let fd = pool.open_invisible(path.as_fd()).map_err(local("the file cannot be written"))?;
     let chunks = plan::chunks(object.manifest(), &map, &job.want);
+    // What a failed recall writes is taken back only from a file that had nothing: readers of a
+    // partial file may have ranges mapped.
+    let empty = space::data_extents(&fd, before.size).is_ok_and(|extents| extents.is_empty());
     let underway = pool.progress.begin(&job.file.key);
     let filling = Filling { pool, object: &object, fd: fd.as_fd(), progress: &underway };
     let bytes = match filling.run(&chunks) {
         Ok(bytes) => bytes,
         Err(e) => {
-            take_back(&fd, &object, &chunks, &before);
+            if empty {
+                take_back(&fd, &object, &chunks, &before);
+            }
             return Err(e);
         }
     };
@@ -64,6 +72,19 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
         Want::Range(_) => partial(pool, job, &marker, map, fd, path, bytes),
         Want::Whole => whole(pool, job, fd, path, bytes),
     }
+}
+
+/// Somebody has truncated the file to nothing past the watch (`O_RDONLY|O_TRUNC` raises no write
+/// count, and a truncation may have been on its way when the file was released). An empty file needs
+/// no bytes: it is ordinary.
+fn truncated(pool: &Pool, path: BorrowedFd<'_>) -> Result<RecallOutcome, RecallError> {
+    pool.attributes.remove_marker(InodeFd::Path(path))?;
+    pool.attributes.remove_map(InodeFd::Path(path))?;
+    let fd = inode::reopen(path, rustix::fs::OFlags::RDONLY)
+        .map_err(local("the file cannot be opened"))?;
+    rustix::fs::fsync(&fd)
+        .map_err(|e| local("the marker's removal cannot be made durable")(e.into()))?;
+    Ok(RecallOutcome { recalled: Recalled::Complete, settle: None, bytes: 0 })
 }
 
 /// Opens the object and checks that it is the one that the marker means.
@@ -201,22 +222,34 @@ fn whole(
     };
     // Our own writable descriptor would count as a writer.
     drop(fd);
-    let settle = Settle { file: job.file.clone(), lease: reader, path };
+    let stage = Stage::Placed;
+    let mut settle = Settle { file: job.file.clone(), lease: reader, path, stage };
     // A user's job waits for the sync anyway, and shares one with others. A reader's open must
     // not return before ctime has moved for the last time, unless his pool wants it so: tar takes
     // a ctime that moves while it reads for a change of the file.
     let early = job.file.event.is_none() || pool.config.early_answer;
-    // From here on a writer has to wait in the kernel until the lease goes, which is after the
-    // marker. Writers who are past that point already make it fail.
-    if early && lease::set(settle.lease.as_fd(), lease::LeaseKind::Read).unwrap_or(false) {
+    if !early {
+        clear_durably(pool, &mut settle)?;
+    }
+    // From here on a writer has to wait in the kernel until the lease goes, which is when nothing can
+    // bring the marker back. Writers who are past that point already make it fail.
+    if lease::set(settle.lease.as_fd(), lease::LeaseKind::Read).unwrap_or(false) {
         return Ok(RecallOutcome { recalled: Recalled::Settling, settle: Some(settle), bytes });
     }
-    settle.make_durable().map_err(local("the data cannot be made durable"))?;
-    let row = settle.clear(pool)?;
+    clear_durably(pool, &mut settle)?;
+    settle.sync().map_err(local("the marker's removal cannot be made durable"))?;
     // The state machine still says "recalling": no release can start before the readers go on.
     pool.pass_over(InodeFd::Open(settle.lease.as_fd()));
-    pool.settler.note(row);
+    pool.settler.note(settle.take_row());
     Ok(RecallOutcome { recalled: Recalled::Complete, settle: None, bytes })
+}
+
+fn clear_durably(pool: &Pool, settle: &mut Settle) -> Result<(), RecallError> {
+    if matches!(settle.stage, Stage::Placed) {
+        settle.sync().map_err(local("the data cannot be made durable"))?;
+        settle.clear(pool)?;
+    }
+    Ok(())
 }
 
 /// Some chunks are there: durable first, then their bits, then the readers.

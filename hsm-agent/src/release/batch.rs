@@ -111,6 +111,11 @@ fn acquire(
     seen_ctime_ns: Option<i64>,
 ) -> Result<Ready, FileOutcome> {
     let path = InodeFd::Path(candidate.path.as_fd());
+    // Whatever was read before the claim may be old: an ignore mark on an offline file would let
+    // everybody read zeros.
+    if pool.attributes.marker(path)?.is_some() {
+        return Err(FileOutcome::already("offline"));
+    }
     // Step 2. Our own open needs no answer if the file is passed over; it is online, and claimed.
     pool.pass_over(path);
     let opened = pool.open_invisible(candidate.path.as_fd());
@@ -136,9 +141,6 @@ fn acquire(
         }
         Eligibility::Refused(reason, detail) => return Err(FileOutcome::failed(reason, detail)),
     };
-    if pool.attributes.marker(InodeFd::Open(fd.as_fd()))?.is_some() {
-        return Err(FileOutcome::already("offline"));
-    }
     Ok(Ready { lease, fd, stat, copy, generation, _claim: claim })
 }
 
@@ -195,8 +197,13 @@ fn commit(
     };
     // Step 6. A crash between marker and punch leaves an offline file with its data still there:
     // the copy in the store is identical, and recall writes the same bytes over it.
+    // The kernel tells a write error once per open descriptor: this one is ours alone, and older
+    // than the writes that it must vouch for.
+    let device = pool.own_root();
     let marked: Vec<_> = ready.iter().map(|(_, file)| mark(pool, file)).collect();
-    let synced = sync(pool, &ready);
+    let synced = device
+        .map_err(|e| FileOutcome::io("the mount point cannot be opened", &e))
+        .and_then(|device| sync(&device, &ready));
     let mut catalogue = Batch::default();
     let mut outcomes = Vec::new();
     for (((index, file), marked), intent) in ready.into_iter().zip(marked).zip(intents) {
@@ -241,11 +248,11 @@ fn mark(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
 }
 
 /// The markers are on the device before any data goes.
-fn sync(pool: &Pool, ready: &[(usize, Ready)]) -> Result<(), FileOutcome> {
+fn sync(device: &OwnedFd, ready: &[(usize, Ready)]) -> Result<(), FileOutcome> {
     let result = if ready.len() <= SINGLY {
         ready.iter().try_for_each(|(_, file)| rustix::fs::fsync(&*file.fd))
     } else {
-        rustix::fs::syncfs(&pool.root)
+        rustix::fs::syncfs(device)
     };
     result.map_err(|e| FileOutcome::io("the marker cannot be made durable", &e.into()))
 }
@@ -307,8 +314,15 @@ fn finish(
             FileOutcome::done(bytes)
         }
         Err(Abort::Undo(outcome)) => {
-            match pool.attributes.remove_marker(InodeFd::Open(file.fd.as_fd())) {
-                Ok(_) => catalogue.finished.push(intent),
+            // Durable before the claim goes: a writer's own fdatasync would not make it so (ext4
+            // commits there only what the data needs), and a power cut would bring the marker back
+            // over his bytes.
+            let removed = pool.attributes.remove_marker(InodeFd::Open(file.fd.as_fd()));
+            let removed = removed
+                .map_err(|e| e.to_string())
+                .and_then(|_| rustix::fs::fsync(&*file.fd).map_err(|e| e.to_string()));
+            match removed {
+                Ok(()) => catalogue.finished.push(intent),
                 // The file is offline for everybody, and its data will be recalled.
                 Err(error) => tracing::error!(%error, "the marker of an unreleased file stays"),
             }
@@ -336,7 +350,9 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
         return None;
     }
     lease.while_intact(|| space::punch_all(&*fd, stat.size))?.ok()?;
-    inode::restore_times(&*fd, &stat).ok()?;
+    // The times as they were: the crash may have come before they were restored.
+    let before = Stat { mtime_ns: copy.version.mtime_ns, ..stat };
+    inode::restore_times(&*fd, &before).ok()?;
     let generation = inode::generation(&*fd).ok()?;
     let file = Ready { lease, fd, stat, copy, generation, _claim: claim };
     let now = inode::stat(&*file.fd).ok()?;

@@ -38,7 +38,7 @@ pub(super) fn eligible(
             "changed since it was archived; `hsm archive` it again",
         );
     }
-    if seen_ctime_ns == Some(now.ctime_ns) {
+    if now.is_vouched_by(seen_ctime_ns) {
         Eligibility::Unchanged(copy)
     } else {
         Eligibility::Compare(copy)
@@ -67,6 +67,9 @@ mod tests {
         let copy = r.archived.unwrap();
         assert_eq!(eligible(&now, Some(&r), Some(300)), Eligibility::Unchanged(copy));
         assert_eq!(eligible(&now, Some(&r), Some(299)), Eligibility::Compare(copy));
+        // Timestamps of whole seconds do not tell two changes apart.
+        let coarse = DataVersion { ctime_ns: 5_000_000_000, ..V };
+        assert_eq!(eligible(&coarse, Some(&r), Some(5_000_000_000)), Eligibility::Compare(copy));
         assert_eq!(eligible(&now, Some(&r), None), Eligibility::Compare(copy));
         // Equal to the version at archive time is no proof either: our own record moved ctime.
         assert_eq!(eligible(&V, Some(&r), None), Eligibility::Compare(copy));

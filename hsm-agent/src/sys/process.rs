@@ -28,3 +28,21 @@ pub fn uid(pid: i32) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(format!("/proc/{pid}")).ok().map(|m| m.uid())
 }
+
+/// Whether any thread of the process may be mapping a file or executing one right now. A mapping can
+/// grow later (`mremap`) without any event, so whoever maps needs the whole file. `true` when the
+/// kernel does not tell.
+pub fn may_be_mapping(pid: i32) -> bool {
+    /// `mmap`, `mmap2`, `execve` of 32-bit programs. Their numbers mean harmless calls in 64-bit
+    /// ones.
+    const COMPAT: [i64; 3] = [90, 192, 11];
+    const NATIVE: [i64; 3] = [libc::SYS_mmap, libc::SYS_execve, libc::SYS_execveat];
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let mapping = |thread: std::fs::DirEntry| {
+        let Ok(text) = std::fs::read_to_string(thread.path().join("syscall")) else { return true };
+        // "running", or a number and its arguments. Whoever waits for our answer is not running.
+        let number = text.split_whitespace().next().and_then(|n| n.parse::<i64>().ok());
+        number.is_some_and(|n| NATIVE.contains(&n) || COMPAT.contains(&n))
+    };
+    threads.flatten().any(mapping)
+}

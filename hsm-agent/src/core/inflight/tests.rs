@@ -199,3 +199,15 @@ proptest! {
         prop_assert!(w.machine.is_empty());
     }
 }
+
+#[test]
+fn a_recall_that_does_not_serve_its_waiter_ends_in_a_denial() {
+    let mut all = Inflight::default();
+    let _ = all.apply(&1, Event::Access(Access { ticket: 1, want: Want::Range(0..20) }));
+    let _ = all.apply(&1, Event::Looked(Look::Offline));
+    assert_eq!(
+        all.apply(&1, Event::Recalled(Ok(Recalled::Partial(0..16)))),
+        [Effect::Answer(1, Verdict::Deny(EIO))]
+    );
+    assert!(all.is_empty());
+}

@@ -173,32 +173,34 @@ fn set_pin(
 /// Our own write of the record moves ctime. If the catalogue vouched for the data before, and
 /// nobody can be writing, it may go on to.
 struct Quiet {
-    row: Option<FileRow>,
-    lease: Option<Lease>,
+    row: Option<(FileRow, Lease)>,
 }
 
 impl Quiet {
     fn of(pool: &Pool, candidate: &Candidate) -> Self {
-        let none = Self { row: None, lease: None };
+        let none = Self { row: None };
         let Ok(Some(row)) = pool.catalog.get(&candidate.file.key) else { return none };
         if pool.attributes.marker(InodeFd::Path(candidate.path.as_fd())).is_ok_and(|m| m.is_some())
         {
-            // Nobody has an offline file open.
-            return Self { row: Some(row), lease: None };
+            // Its recall will note the ctime.
+            return none;
         }
         let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK;
         let Ok(fd) = inode::reopen(candidate.path.as_fd(), flags) else { return none };
         let lease = Lease::take(Arc::new(fd), LeaseKind::Read, &pool.breaks).ok().flatten();
         let unchanged =
             inode::stat(&candidate.path).is_ok_and(|s| s.ctime_ns == row.version.ctime_ns);
-        if unchanged && lease.is_some() { Self { row: Some(row), lease } } else { none }
+        match lease {
+            Some(lease) if unchanged => Self { row: Some((row, lease)) },
+            _ => none,
+        }
     }
 
     fn keep_vouching(self, pool: &Pool, candidate: &Candidate) {
-        let Some(mut row) = self.row else { return };
+        let Some((mut row, lease)) = self.row else { return };
         let Ok(stat) = inode::stat(&candidate.path) else { return };
         row.version.ctime_ns = stat.ctime_ns;
-        if self.lease.as_ref().is_none_or(Lease::intact)
+        if lease.intact()
             && let Err(error) =
                 pool.catalog.commit(&Batch { upserts: vec![row], ..Batch::default() })
         {
