@@ -38,7 +38,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     fuzz(options, &mut report)?;
     end_to_end(options, &mut report)?;
     print!("{}", report.render());
-    Ok(if report.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let nothing = report.totals() == (0, 0);
+    if nothing {
+        eprintln!("NO TEST RAN: no name contains {:?}", options.filter);
+    }
+    Ok(if report.ok() && !nothing { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn unit(options: &Options, report: &mut Report) -> Result<()> {
