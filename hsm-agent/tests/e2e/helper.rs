@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `mmap-hold FILE` | maps it, closes the descriptor, says `ready`, keeps the mapping |
 //! | `mmap-write FILE` | says `ready` and keeps changing it through a shared mapping |
+//! | `mmap-grow FILE` | maps a page, lets the mapping grow to the whole file, writes it to standard output |
 //! | `handle-read FILE` | opens it by file handle, writes its bytes to standard output |
 //! | `pread FILE OFFSET LENGTH` | writes that range to standard output |
 //!
@@ -39,6 +40,7 @@ fn dispatch(args: &[OsString]) -> Result<()> {
     match mode.to_str() {
         Some("mmap-hold") => mmap_hold(path),
         Some("mmap-write") => mmap_write(path),
+        Some("mmap-grow") => mmap_grow(path),
         Some("handle-read") => handle_read(path),
         Some("pread") => pread(path, rest),
         _ => bail!("unknown mode {}", mode.display()),
@@ -60,6 +62,24 @@ fn mmap_hold(path: &Path) -> Result<()> {
     let _map = Mapping::new(path, false)?;
     println!("ready");
     wait_for_end();
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "mremap is what is tested")]
+fn mmap_grow(path: &Path) -> Result<()> {
+    use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap, mremap};
+    const PAGE: usize = 4096;
+    let file = File::open(path)?;
+    let length = usize::try_from(file.metadata()?.len())?;
+    // SAFETY: a new mapping at an address that the kernel chooses; nothing else uses it.
+    let small =
+        unsafe { mmap(std::ptr::null_mut(), PAGE, ProtFlags::READ, MapFlags::SHARED, &file, 0)? };
+    // SAFETY: `small` is the mapping made above, one page long; it is not used after this.
+    let whole = unsafe { mremap(small, PAGE, length, MremapFlags::MAYMOVE)? };
+    // SAFETY: `length` readable bytes are mapped from `whole` until this process ends, and nobody
+    // writes to or truncates the file meanwhile.
+    let bytes = unsafe { std::slice::from_raw_parts(whole.cast::<u8>(), length) };
+    std::io::stdout().write_all(bytes)?;
     Ok(())
 }
 
