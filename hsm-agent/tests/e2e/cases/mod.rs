@@ -14,6 +14,7 @@ mod processes;
 mod programs;
 mod reading;
 mod refusing;
+mod regressions;
 mod remote;
 mod syscalls;
 
@@ -51,6 +52,7 @@ pub(crate) fn all() -> impl Iterator<Item = Case> {
         remote::CASES,
         processes::CASES,
         operating::CASES,
+        regressions::CASES,
     ];
     lists.into_iter().flatten().copied()
 }

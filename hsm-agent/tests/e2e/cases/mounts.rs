@@ -24,10 +24,10 @@ cases! {
 }
 
 /// A mount that goes away with it.
-struct Mount(PathBuf);
+pub(super) struct Mount(pub(super) PathBuf);
 
 impl Mount {
-    fn new(options: &[&str], source: &str, target: &Path) -> Result<Self> {
+    pub(super) fn new(options: &[&str], source: &str, target: &Path) -> Result<Self> {
         fs::create_dir_all(target)?;
         Run::new("mount").args(options).args([source.as_ref(), target.as_os_str()]).ok()?;
         Ok(Self(target.to_path_buf()))

@@ -95,7 +95,8 @@ fn archives_survive_the_death_of_the_engine(pool: &mut Pool) -> Result<()> {
     files.iter().try_for_each(Sample::check)
 }
 
-fn wait_until_up(pool: &mut Pool) -> Result<()> {
+/// Until an engine answers commands.
+pub(super) fn wait_until_up(pool: &mut Pool) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(20);
     while pool.hsm.status().is_err() {
         ensure!(Instant::now() < end, "no engine came back");

@@ -1,0 +1,459 @@
+//! What once went wrong: each case failed before it was mended.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use hsm_lab::hsm::Report;
+use hsm_lab::run::kill;
+use hsm_lab::{Agent, Content, FsKind, LoopFs, PoolConfig, Run, loopfs};
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+use super::cases;
+use super::mounts::Mount;
+use super::processes::wait_until_up;
+use crate::fixture::{Pool, Sample};
+
+const MIB: u64 = 1 << 20;
+const MARKER: &str = "security.bpf.hsm";
+
+cases! {
+    a_write_after_a_recall_survives_a_power_cut,
+    death_of_the_holder_never_lets_a_reader_see_zeros_while_others_open_files,
+    a_changed_configuration_never_mixes_pools_up,
+    timestamps_of_whole_seconds_prove_nothing,
+    range_reads_past_the_end_return with |config| ranges_for(config, "*"),
+    mappings_that_grow_read_identical_bytes with |config| {
+        let this = std::env::current_exe().expect("this program has a path");
+        ranges_for(config, &this.display().to_string());
+    },
+    leases_of_others_do_not_stop_the_pool,
+    a_truncation_to_nothing_needs_no_recall_to_read,
+    hard_links_in_one_job,
+    a_released_file_read_at_once_again_can_be_released_again,
+}
+
+fn ranges_for(config: &mut PoolConfig, program: &str) {
+    config.pool.push("recall = \"range\"".into());
+    config.pool.push(format!("range_programs = [{program:?}]"));
+    config.pool.push("range_min_size = \"1MiB\"".into());
+}
+
+fn a_write_after_a_recall_survives_a_power_cut(pool: &mut Pool) -> Result<()> {
+    for round in 0..3 {
+        power_cut_after_a_write(pool, &format!("late-{round}"))?;
+    }
+    pool.config.pool.push("early_answer = true".into());
+    pool.restart()?;
+    for round in 0..3 {
+        power_cut_after_a_write(pool, &format!("early-{round}")).context("early_answer")?;
+    }
+    Ok(())
+}
+
+fn power_cut_after_a_write(pool: &mut Pool, name: &str) -> Result<()> {
+    const AT: usize = 300 << 10;
+    let file = pool.offline_file(name, MIB)?;
+    let change = Content::new(4321, 4096).bytes();
+    let open = File::options().read(true).write(true).open(&file.path)?;
+    open.write_all_at(&change, AT as u64)?;
+    open.sync_data()?;
+    let image = image_of_now(pool)?;
+    drop(open);
+    let options = if pool.kind == FsKind::Xfs { "loop,nouuid" } else { "loop" };
+    let options = ["-t", pool.kind.name(), "-o", options];
+    let mount = Mount::new(&options, &image.display().to_string(), &pool.outside("copy"))?;
+    let copy = mount.0.join(name);
+    let (marked, got) = (has_marker(&copy)?, fs::read(&copy)?);
+    let mut want = file.content.bytes();
+    want[AT..AT + change.len()].copy_from_slice(&change);
+    let written = got.get(AT..AT + change.len()) == Some(&change[..]);
+    ensure!(!marked, "{name} has its marker after the power cut; and the new bytes: {written}");
+    ensure!(got == want, "{name} is wrong after the power cut; the new bytes there: {written}");
+    drop(mount);
+    fs::remove_file(image)?;
+    Ok(())
+}
+
+/// The image as a power cut would leave it. The agent stands still meanwhile, so that the copy is
+/// of one instant.
+fn image_of_now(pool: &mut Pool) -> Result<PathBuf> {
+    let agent = pool.agent()?;
+    let mut processes = agent.engines();
+    processes.push(agent.holder());
+    processes.iter().for_each(|pid| kill(*pid, Signal::STOP));
+    let (image, copy) = (pool.fs().image().to_path_buf(), pool.outside("copy.img"));
+    let copied = Run::new("cp").args(["--sparse=always"]).args([&image, &copy]).ok();
+    processes.iter().for_each(|pid| kill(*pid, Signal::CONT));
+    copied.map(|_| copy)
+}
+
+fn has_marker(path: &Path) -> Result<bool> {
+    match rustix::fs::getxattr(path, MARKER, &mut [0; 4096]) {
+        Ok(_) => Ok(true),
+        Err(Errno::NODATA) => Ok(false),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+fn death_of_the_holder_never_lets_a_reader_see_zeros_while_others_open_files(
+    pool: &mut Pool,
+) -> Result<()> {
+    let (waited, quiet) = (tree(pool, "waited", 60, MIB / 4)?, tree(pool, "quiet", 5, MIB / 4)?);
+    let online = tree(pool, "online", 300, 8192)?;
+    pool.offline_tree(&pool.path("waited"))?;
+    pool.offline_tree(&pool.path("quiet"))?;
+    pool.restart_slow("1MiB")?;
+    let readers: Vec<_> = waited.iter().cloned().map(|f| thread::spawn(move || read(&f))).collect();
+    thread::sleep(Duration::from_millis(700));
+    let blocked = readers.iter().filter(|reader| !reader.is_finished()).count();
+    ensure!(blocked >= 30, "only {blocked} readers were waiting");
+    let mut agent = pool.take_agent()?;
+    let killer = agent.killer();
+    agent.kill_holder()?;
+    let result = open_until_answered(&online, &quiet, readers);
+    let started = result.and_then(|()| pool.start());
+    if started.is_err() {
+        killer.kill();
+    }
+    started?;
+    pool.restart_fast()?;
+    waited.iter().chain(&quiet).chain(&online).try_for_each(Sample::check)
+}
+
+/// Right bytes or an error; fails for wrong ones.
+fn read(file: &Sample) -> Result<Option<()>> {
+    let Ok(bytes) = fs::read(&file.path) else { return Ok(None) };
+    file.content.check_bytes(&bytes).with_context(|| file.path.display().to_string())?;
+    Ok(Some(()))
+}
+
+fn open_until_answered(
+    online: &[Sample],
+    quiet: &[Sample],
+    readers: Vec<thread::JoinHandle<Result<Option<()>>>>,
+) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut rounds = 0;
+    while rounds < 5 || readers.iter().any(|reader| !reader.is_finished()) {
+        online.iter().chain(quiet).try_for_each(|file| read(file).map(drop))?;
+        ensure!(Instant::now() < end, "readers still wait long after the holder's death");
+        rounds += 1;
+    }
+    for reader in readers {
+        reader.join().map_err(|_| anyhow!("a reader panicked"))??;
+    }
+    Ok(())
+}
+
+fn tree(pool: &mut Pool, name: &str, count: usize, size: u64) -> Result<Vec<Sample>> {
+    fs::create_dir(pool.path(name))?;
+    (0..count).map(|i| pool.file(format!("{name}/{i}"), size)).collect()
+}
+
+/// A case that mounts something of its own: the agent lets go of it before it is unmounted.
+fn and_stop(pool: &mut Pool, case: impl FnOnce(&mut Pool) -> Result<()>) -> Result<()> {
+    let result = case(pool).map_err(|error| {
+        let log = pool.agent().map(|agent| Agent::log_tail(agent)).unwrap_or_default();
+        anyhow!("{error:#}\n{log}")
+    });
+    result.and(pool.stop())
+}
+
+fn a_changed_configuration_never_mixes_pools_up(pool: &mut Pool) -> Result<()> {
+    let other = LoopFs::create(pool.kind, &pool.outside(""), "other", loopfs::IMAGE_BYTES)?;
+    and_stop(pool, |pool| change_pools(pool, other.path()))
+}
+
+fn change_pools(pool: &mut Pool, other: &Path) -> Result<()> {
+    let store = pool.outside("other-store");
+    fs::create_dir(&store)?;
+    let lab = pool.config.render();
+    let (head, lab) = lab.split_once("[[pool]]").context("no pool")?;
+    let second = format!(
+        "name = \"other\"\nmount = {other:?}\nmarker = \"security.bpf.other\"\n\
+         [pool.store]\nkind = \"local\"\npath = {store:?}\n"
+    );
+    pool.config.store_options.push(format!("[[pool]]\n{second}"));
+    pool.restart()?;
+    let first = pool.offline_file("file", 2 * MIB)?;
+    let path = other.join("file");
+    let second_file = Sample { path, content: Content::new(99, 2 * MIB) };
+    second_file.content.write(&second_file.path)?;
+    pool.offline(&second_file.path)?;
+
+    with_pools(pool, &format!("{head}[[pool]]\n{second}[[pool]]{lab}"))?;
+    first.check().context("pools swapped, first")?;
+    second_file.check().context("pools swapped, second")?;
+    for file in [&first, &second_file] {
+        pool.offline(&file.path).context("pools swapped")?;
+    }
+
+    with_pools(pool, &format!("{head}[[pool]]{lab}"))?;
+    let out = Run::new("cat").args([&second_file]).output()?;
+    ensure!(!out.status.success() && out.stdout.is_empty(), "{} bytes", out.stdout.len());
+    first.check().context("one pool removed, the other")?;
+
+    pool.restart()?;
+    pool.assert_offline(&second_file.path)?;
+    second_file.check()
+}
+
+/// Another configuration and a new engine, but the same holder.
+fn with_pools(pool: &mut Pool, text: &str) -> Result<()> {
+    fs::write(pool.config.file(), text)?;
+    let killed = pool.agent()?.kill_engine();
+    ensure!(killed == 1, "{killed} engines were killed");
+    wait_until_up(pool)
+}
+
+fn timestamps_of_whole_seconds_prove_nothing(pool: &mut Pool) -> Result<()> {
+    if pool.kind != FsKind::Ext4 {
+        // Their timestamps are always finer; the promise is the same.
+        let dir = pool.mnt().to_path_buf();
+        return overwrite_within_a_second(pool, &dir);
+    }
+    let image = pool.outside("small.img");
+    File::create_new(&image)?.set_len(128 * MIB)?;
+    let options = ["-q", "-F", "-b", "4096", "-I", "128", "-E", "lazy_itable_init=0,nodiscard"];
+    Run::new("mkfs.ext4").args(options).args([&image]).ok()?;
+    let source = image.display().to_string();
+    let mount = Mount::new(&["-o", "loop"], &source, &pool.outside("small"))?;
+    pool.config.mount = mount.0.clone();
+    pool.config.store = pool.outside("small-store");
+    and_stop(pool, |pool| {
+        pool.restart()?;
+        let probe = mount.0.join("probe");
+        fs::write(&probe, "x")?;
+        ensure!(fs::metadata(&probe)?.ctime_nsec() == 0, "the timestamps are finer than a second");
+        overwrite_within_a_second(pool, &mount.0)
+    })
+}
+
+fn overwrite_within_a_second(pool: &mut Pool, dir: &Path) -> Result<()> {
+    for round in 0..5 {
+        let path = dir.join(format!("file{round}"));
+        let (old, new) = (Content::new(10 + round, MIB), Content::new(20 + round, MIB));
+        begin_a_second();
+        old.write(&path)?;
+        pool.hsm.must("archive", [&path])?;
+        let open = File::options().write(true).open(&path)?;
+        open.write_all_at(&new.bytes(), 0)?;
+        open.sync_all()?;
+        drop(open);
+        let report = pool.hsm.verb("release", [&path])?;
+        let refused =
+            report.outcome() == "failed" && ["dirty", "changed"].contains(&report.reason());
+        ensure!(refused || report.outcome() == "done", "{}", report.output.describe());
+        new.check(&path).with_context(|| format!("refused: {refused}"))?;
+    }
+    Ok(())
+}
+
+/// Sleeps until a second begins.
+fn begin_a_second() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    thread::sleep(Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into()));
+}
+
+fn range_reads_past_the_end_return(pool: &mut Pool) -> Result<()> {
+    const SIZE: u64 = 8 * MIB;
+    let program = "
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+sys.stdout.buffer.write(os.pread(fd, int(sys.argv[3]), int(sys.argv[2])))
+";
+    for (round, (offset, length)) in
+        [(SIZE - 100, 8192), (SIZE, 8192), (SIZE + MIB, 1)].into_iter().enumerate()
+    {
+        let file = pool.offline_file(format!("file{round}"), SIZE)?;
+        let args = [file.path.display().to_string(), offset.to_string(), length.to_string()];
+        let run = Run::new("/usr/bin/python3").args(["-c", program]).args(args);
+        let out = run.limit(Duration::from_secs(10)).ok()?;
+        let want = SIZE.saturating_sub(offset).min(length);
+        ensure!(out.stdout.len() as u64 == want, "{} bytes, not {want}", out.stdout.len());
+        file.content.check_range(offset, &out.stdout)?;
+        pool.assert_state(&file.path, &["offline", "partial"])?;
+        file.check()?;
+    }
+    Ok(())
+}
+
+fn mappings_that_grow_read_identical_bytes(pool: &mut Pool) -> Result<()> {
+    let files = [pool.offline_file("offline", 8 * MIB)?, pool.offline_file("partial", 8 * MIB)?];
+    // It reads ranges: otherwise the file would be local before the mapping.
+    let args = [files[1].path.display().to_string(), "5000000".into(), "1000".into()];
+    let out = pool.helper("pread", args)?.ok()?;
+    files[1].content.check_range(5_000_000, &out.stdout)?;
+    pool.assert_state(&files[1].path, &["partial"])?;
+    for file in &files {
+        let out = pool.helper("mmap-grow", [file])?.ok()?;
+        file.content.check_bytes(&out.stdout).with_context(|| file.path.display().to_string())?;
+        file.check()?;
+    }
+    Ok(())
+}
+
+const TAKE_LEASES: &str = "
+import fcntl, os, signal, sys, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fds = []
+for path in sys.argv[1:]:
+    fd = os.open(path, os.O_RDONLY)
+    fds.append(fd)
+    for attempt in range(200):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            break
+        except BlockingIOError:
+            time.sleep(0.05)
+    else:
+        sys.exit('no lease on ' + path)
+print('ready', flush=True)
+sys.stdin.read()
+";
+
+/// Somebody without privileges who holds a write lease on each of these files.
+struct Leases {
+    child: Child,
+    _stdin: Option<ChildStdin>,
+}
+
+impl Leases {
+    fn take(files: &[Sample]) -> Result<Self> {
+        let mut child = Command::new("setpriv")
+            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+            .args(["/usr/bin/python3", "-c", TAKE_LEASES])
+            .args(files)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let leases = Self { child, _stdin: stdin };
+        let mut line = String::new();
+        BufReader::new(stdout.context("no pipe")?).read_line(&mut line)?;
+        ensure!(line == "ready\n", "the leases were not given: {line:?}");
+        Ok(leases)
+    }
+}
+
+impl Drop for Leases {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn leases_of_others_do_not_stop_the_pool(pool: &mut Pool) -> Result<()> {
+    let own = tree(pool, "own", 10, 100_000)?;
+    pool.sh("chown -R 65534:65534 \"$1\"", [pool.path("own")])?;
+    pool.offline_tree(&pool.path("own"))?;
+    own.iter().try_for_each(Sample::check)?;
+    own.iter().try_for_each(|file| pool.assert_state(&file.path, &["archived"]))?;
+    let (online, offline) = (pool.file("online", MIB)?, pool.offline_file("offline", MIB)?);
+    // The agent has seen nobody open the online file.
+    pool.restart()?;
+    let leases = Leases::take(&own)?;
+    let mut blocked = Vec::new();
+    for file in &own {
+        blocked.push(Run::new("cat").args([file]).start()?);
+    }
+    thread::sleep(Duration::from_secs(1));
+    for reader in &mut blocked {
+        ensure!(reader.is_running()?, "a lease of somebody else stopped nobody");
+    }
+    let out = Run::new("cat").args([&online]).limit(Duration::from_secs(5)).ok()?;
+    online.content.check_bytes(&out.stdout)?;
+    let out = Run::new("cat").args([&offline]).limit(Duration::from_secs(10)).ok()?;
+    offline.content.check_bytes(&out.stdout)?;
+    drop(leases);
+    for (file, reader) in own.iter().zip(blocked) {
+        file.content.check_bytes(&reader.finish()?.stdout)?;
+    }
+    Ok(())
+}
+
+fn a_truncation_to_nothing_needs_no_recall_to_read(pool: &mut Pool) -> Result<()> {
+    let file = pool.offline_file("file", MIB)?;
+    let open = File::options().read(true).custom_flags(libc::O_TRUNC).open(&file.path)?;
+    ensure!(open.metadata()?.len() == 0, "not truncated");
+    ensure!(open.read_at(&mut [0; 100], 0)? == 0, "bytes after the end");
+    drop(open);
+    for restarted in [false, true] {
+        ensure!(fs::read(&file.path)?.is_empty(), "not empty; restarted: {restarted}");
+        let report = pool.hsm.verb("release", [&file])?;
+        let empty = report.code == 0 && report.reason() == "empty";
+        ensure!(empty, "restarted: {restarted}: {}", report.output.describe());
+        pool.assert_local(&file.path)?;
+        pool.restart()?;
+    }
+    Ok(())
+}
+
+fn hard_links_in_one_job(pool: &mut Pool) -> Result<()> {
+    let mut names = Vec::new();
+    let dirs: Vec<_> = (0..4).map(|i| pool.path(format!("tree/d{i}"))).collect();
+    dirs.iter().try_for_each(fs::create_dir_all)?;
+    for i in 0..40 {
+        let file = pool.file(format!("tree/d{}/f{i}", i % 4), 70_000)?;
+        for link in [dirs[i % 4].join(format!("a{i}")), dirs[(i + 1) % 4].join(format!("b{i}"))] {
+            fs::hard_link(&file.path, &link)?;
+            names.push(Sample { path: link, content: file.content.clone() });
+        }
+        names.push(file);
+    }
+    for _ in 0..3 {
+        for (verb, state) in
+            [("archive", "archived"), ("release", "offline"), ("recall", "archived")]
+        {
+            let report = over_the_tree(pool, verb)?;
+            let fine = report.code == 0 && report.summary.failed == 0;
+            ensure!(fine, "{verb}: {}", report.output.describe());
+            ensure!(report.summary.done + report.summary.already > 0, "{verb} did nothing");
+            for file in names.iter().step_by(7) {
+                pool.assert_state(&file.path, &[state])?;
+            }
+        }
+        names.iter().try_for_each(Sample::check)?;
+    }
+    Ok(())
+}
+
+fn over_the_tree(pool: &Pool, verb: &str) -> Result<Report> {
+    let tree = pool.path("tree");
+    pool.hsm.verb(verb, ["-r".as_ref(), tree.as_os_str()])
+}
+
+fn a_released_file_read_at_once_again_can_be_released_again(pool: &mut Pool) -> Result<()> {
+    let file = pool.file("file", MIB / 4)?;
+    pool.hsm.must("archive", [&file])?;
+    for cycle in 0..200 {
+        release_soon(pool, &file).with_context(|| format!("cycle {cycle}"))?;
+        let out = Run::new("cat").args([&file]).ok()?;
+        file.content.check_bytes(&out.stdout).with_context(|| format!("cycle {cycle}"))?;
+    }
+    Ok(())
+}
+
+/// Releases a file that somebody may just be closing.
+fn release_soon(pool: &Pool, file: &Sample) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        let report = pool.hsm.verb("release", [file])?;
+        if report.code == 0 {
+            ensure!(report.outcome() == "done", "{}", report.output.describe());
+            let blocks = fs::metadata(&file.path)?.blocks();
+            ensure!(blocks <= 16, "{blocks} blocks are left");
+            return Ok(());
+        }
+        let passing = ["open-elsewhere", "busy"].contains(&report.reason());
+        ensure!(passing && Instant::now() < end, "{}", report.output.describe());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
