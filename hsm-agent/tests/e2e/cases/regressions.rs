@@ -237,23 +237,34 @@ fn timestamps_of_whole_seconds_prove_nothing(pool: &mut Pool) -> Result<()> {
 }
 
 fn overwrite_within_a_second(pool: &mut Pool, dir: &Path) -> Result<()> {
-    for round in 0..5 {
-        let path = dir.join(format!("file{round}"));
-        let (old, new) = (Content::new(10 + round, MIB), Content::new(20 + round, MIB));
-        begin_a_second();
-        old.write(&path)?;
-        pool.hsm.must("archive", [&path])?;
-        let open = File::options().write(true).open(&path)?;
-        open.write_all_at(&new.bytes(), 0)?;
-        open.sync_all()?;
-        drop(open);
-        let report = pool.hsm.verb("release", [&path])?;
-        let refused =
-            report.outcome() == "failed" && ["dirty", "changed"].contains(&report.reason());
-        ensure!(refused || report.outcome() == "done", "{}", report.output.describe());
-        new.check(&path).with_context(|| format!("refused: {refused}"))?;
+    // A busy machine may need more than a second for some of them: these prove nothing.
+    let mut within = 0;
+    for round in 0..20 {
+        within += u32::from(overwrite_at_once(pool, &dir.join(format!("file{round}")), round)?);
+        if within == 5 {
+            return Ok(());
+        }
     }
-    Ok(())
+    Err(anyhow!("only {within} files were archived and overwritten within a second"))
+}
+
+/// Whether archive and overwriting were within one second.
+fn overwrite_at_once(pool: &mut Pool, path: &Path, round: u64) -> Result<bool> {
+    let (old, new) = (Content::new(100 + round, MIB), Content::new(200 + round, MIB));
+    begin_a_second();
+    old.write(path)?;
+    let written = fs::metadata(path)?.ctime();
+    pool.hsm.must("archive", [path])?;
+    let open = File::options().write(true).open(path)?;
+    open.write_all_at(&new.bytes(), 0)?;
+    open.sync_all()?;
+    let within = open.metadata()?.ctime() == written;
+    drop(open);
+    let report = pool.hsm.verb("release", [path])?;
+    let refused = report.outcome() == "failed" && ["dirty", "changed"].contains(&report.reason());
+    ensure!(refused || report.outcome() == "done", "{}", report.output.describe());
+    new.check(path).with_context(|| format!("refused: {refused}"))?;
+    Ok(within)
 }
 
 /// Sleeps until a second begins.
