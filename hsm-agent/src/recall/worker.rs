@@ -10,7 +10,7 @@ use super::progress::Underway;
 use super::settle::Settle;
 use crate::core::{Recalled, Want};
 use crate::daemon::pool::{FileRef, Pool};
-use crate::marker::{InodeFd, Marker, MarkerState, ResidencyMap};
+use crate::marker::{InodeFd, Marker, MarkerState, Owner, ResidencyMap};
 use crate::store::StoreError;
 use crate::store::object::{Chunk, ObjectReader};
 use crate::sys::inode::Stat;
@@ -49,6 +49,11 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
     let object = open_object(pool, &marker)?;
     let map = pool.attributes.map(InodeFd::Path(path.as_fd()), &marker)?;
     let fd = pool.open_invisible(path.as_fd()).map_err(local("the file cannot be written"))?;
+    // Before any byte is written. The generation takes a descriptor that is open for IO.
+    let generation = inode::generation(&fd).map_err(local("the file has no generation"))?;
+    if marker.owner != Owner::of(before.ino, generation) {
+        return Err(RecallError::Foreign { name: pool.config.marker.clone() });
+    }
     let chunks = plan::chunks(object.manifest(), &map, &job.want);
     let underway = pool.progress.begin(&job.file.key);
     let filling = Filling { pool, object: &object, fd: fd.as_fd(), progress: &underway };

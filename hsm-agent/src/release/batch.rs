@@ -12,7 +12,7 @@ use crate::daemon::dispatch::Claim;
 use crate::daemon::metrics::add;
 use crate::daemon::outcome::{Candidate, FileOutcome, Stop};
 use crate::daemon::pool::{Pool, now_ns};
-use crate::marker::{ArchivedCopy, InodeFd, Marker, MarkerFlags, MarkerState};
+use crate::marker::{ArchivedCopy, InodeFd, Marker, MarkerFlags, MarkerState, Owner};
 use crate::store::object::chunk_shift_for;
 use crate::sys::inode::Stat;
 use crate::sys::lease::{Lease, LeaseKind};
@@ -230,6 +230,7 @@ fn mark(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
         object: file.copy.object,
         size: file.stat.size,
         epoch: rand::random(),
+        owner: Owner::of(file.stat.ino, file.generation),
         chunk_shift,
         state: MarkerState::Offline,
         flags: MarkerFlags::empty(),
@@ -330,6 +331,11 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
     let record = pool.attributes.record(open).ok()??;
     let copy = record.archived.filter(|c| c.object == marker.object)?;
     let stat = inode::stat(&*fd).ok()?;
+    let generation = inode::generation(&*fd).ok()?;
+    // A marker that was copied here says nothing of this file's data, which may be the only copy.
+    if marker.owner != Owner::of(stat.ino, generation) {
+        return None;
+    }
     // The marker may have been set by a process that died before its sync.
     rustix::fs::fsync(&*fd).ok()?;
     if stat.size != marker.size || !lease.retake().ok()? {
@@ -337,7 +343,6 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
     }
     lease.while_intact(|| space::punch_all(&*fd, stat.size))?.ok()?;
     inode::restore_times(&*fd, &stat).ok()?;
-    let generation = inode::generation(&*fd).ok()?;
     let file = Ready { lease, fd, stat, copy, generation, _claim: claim };
     let now = inode::stat(&*file.fd).ok()?;
     Some(row(pool, candidate, &file, &now))
