@@ -166,8 +166,8 @@ proptest! {
         let map = map(size, &set.iter().copied().collect::<Vec<_>>());
         let expected = (start..start + len)
             .step_by(4096)
-            .chain([start + len - 1])
-            .filter(|at| *at < size)
+            .chain([(start + len).min(size) - 1])
+            .filter(|at| *at < size && *at >= start)
             .all(|at| set.contains(&((at / MIB) as u32)));
         prop_assert_eq!(map.is_resident(start..start + len), expected);
     }

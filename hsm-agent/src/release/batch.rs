@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::compare::{CompareError, same_content};
 use super::eligible::{Eligibility, eligible};
@@ -18,6 +19,9 @@ use crate::sys::inode::Stat;
 use crate::sys::lease::{Lease, LeaseKind};
 use crate::sys::{inode, space};
 
+/// How long a batch waits for files that something else has, all of them together: whoever opens one
+/// of the files that it has already waits as well.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Up to this many files are synced one by one; more with one `syncfs`.
 const SINGLY: usize = 4;
 
@@ -36,12 +40,13 @@ pub fn release(
     });
     let mut outcomes: Vec<Option<FileOutcome>> = batch.iter().map(|_| None).collect();
     let mut ready = Vec::new();
+    let patience = Instant::now() + PATIENCE;
     for (index, (candidate, row)) in batch.iter().zip(rows).enumerate() {
         if stop() {
             outcomes[index] = Some(FileOutcome::not_begun());
             continue;
         }
-        match prepare(pool, candidate, row.as_ref(), dry_run) {
+        match prepare(pool, candidate, row.as_ref(), dry_run, patience) {
             Ok(file) => ready.push((index, file)),
             Err(outcome) => outcomes[index] = Some(outcome),
         }
@@ -71,6 +76,7 @@ fn prepare(
     candidate: &Candidate,
     row: Option<&FileRow>,
     dry_run: bool,
+    patience: Instant,
 ) -> Result<Ready, FileOutcome> {
     let path = InodeFd::Path(candidate.path.as_fd());
     if !candidate.stat.is_file() {
@@ -99,8 +105,19 @@ fn prepare(
         return Err(FileOutcome::would(candidate.stat.allocated));
     }
     let busy = || FileOutcome::failed(Reason::Busy, "being read, archived or recalled right now");
-    let claim = pool.claim(&candidate.file, Job::Release).ok_or_else(busy)?;
+    let claim = claim(pool, candidate, patience).ok_or_else(busy)?;
     acquire(pool, candidate, claim, seen)
+}
+
+/// A file that was recalled a moment ago may still be settling.
+fn claim(pool: &Arc<Pool>, candidate: &Candidate, patience: Instant) -> Option<Claim> {
+    loop {
+        let claim = pool.claim(&candidate.file, Job::Release);
+        if claim.is_some() || Instant::now() > patience {
+            return claim;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// The claim holds: from here on no access to this file is answered until it is dropped.
