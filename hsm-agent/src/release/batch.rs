@@ -160,7 +160,26 @@ fn acquire(
         }
         Eligibility::Refused(reason, detail) => return Err(FileOutcome::failed(reason, detail)),
     };
-    Ok(Ready { lease, fd, stat, copy, generation, _claim: claim })
+    let file = Ready { lease, fd, stat, copy, generation, _claim: claim };
+    if space::is_preallocated(stat.size, stat.allocated) {
+        trim(pool, &file)?;
+    }
+    Ok(file)
+}
+
+/// Gives back what is allocated behind the end. The truncation raises an event, and to deliver it the
+/// kernel would wait for our own lease: so the file is passed over meanwhile. Whoever opens it in that
+/// moment does not wait for our answer and must not find a marker later: the lease is taken again,
+/// which fails if anybody has raised the open count.
+fn trim(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
+    let open = InodeFd::Open(file.fd.as_fd());
+    let failed = |e: std::io::Error| FileOutcome::io("preallocated blocks cannot be freed", &e);
+    pool.pass_over(open);
+    let trimmed = space::trim(&*file.fd, file.stat.size)
+        .and_then(|()| inode::restore_times(&*file.fd, &file.stat));
+    pool.watch(open).map_err(failed)?;
+    trimmed.map_err(failed)?;
+    if file.lease.retake().map_err(failed)? { Ok(()) } else { Err(open_elsewhere()) }
 }
 
 fn open_failed(error: &std::io::Error) -> FileOutcome {
