@@ -5,7 +5,7 @@
 
 use hsm_agent::config::Config;
 use hsm_agent::core::ObjectId;
-use hsm_agent::marker::{Marker, MarkerFlags, MarkerState, Record, ResidencyMap};
+use hsm_agent::marker::{Marker, MarkerFlags, MarkerState, Owner, Record, ResidencyMap};
 use hsm_agent::store::object::{parse_manifest, parse_trailer};
 use hsm_agent::sys::fanotify::decode;
 
@@ -87,6 +87,7 @@ fn sample_marker() -> Marker {
         object: ObjectId([7; 16]),
         size: 100 << 20,
         epoch: 42,
+        owner: Owner::of(12, 1),
         chunk_shift: 20,
         state: MarkerState::Partial,
         flags: MarkerFlags::empty(),

@@ -15,7 +15,9 @@ use hsm_agent::control::{
     StateEntry, Status, Waiter, WirePath,
 };
 use hsm_agent::core::{DataVersion, ObjectId};
-use hsm_agent::marker::{ArchivedCopy, Marker, MarkerFlags, MarkerState, PolicyFlags, Record};
+use hsm_agent::marker::{
+    ArchivedCopy, Marker, MarkerFlags, MarkerState, Owner, PolicyFlags, Record,
+};
 use hsm_agent::sys::xattr;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -391,6 +393,7 @@ fn state_reads_marker_and_record_and_never_guesses() {
         object,
         size: 5,
         epoch: 1,
+        owner: Owner::of(1, 1),
         chunk_shift: 20,
         state: MarkerState::Offline,
         flags: MarkerFlags::empty(),

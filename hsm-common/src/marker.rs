@@ -51,6 +51,11 @@ pub struct MarkerBytes {
     /// Random number of this release. The residency map repeats it, so that the map of an earlier
     /// release never speaks for this one.
     pub epoch: u64,
+    /// The file that the marker was written for: BLAKE3 of its inode number and generation, both
+    /// as little-endian `u64`; of the hash the first 8 bytes, read as a little-endian integer. A
+    /// privileged copier of attributes can put a valid marker on another file, whose data must
+    /// neither be overwritten by a recall nor taken away.
+    pub owner: u64,
     /// No flag is defined in version 1.
     pub flags: u32,
     /// CRC-32C of all bytes before this field.
@@ -64,7 +69,7 @@ pub const MARKER_LEN: usize = size_of::<MarkerBytes>();
 pub const MARKER_CRC_OFFSET: usize = offset_of!(MarkerBytes, crc32c);
 
 const _: () = {
-    assert!(MARKER_LEN == 48 && MARKER_LEN <= 64);
+    assert!(MARKER_LEN == 56 && MARKER_LEN <= 64);
     assert!(align_of::<MarkerBytes>() == 8);
     assert!(offset_of!(MarkerBytes, magic) == 0);
     assert!(offset_of!(MarkerBytes, version) == 4);
@@ -74,6 +79,7 @@ const _: () = {
     assert!(offset_of!(MarkerBytes, object) == 8);
     assert!(offset_of!(MarkerBytes, size) == 24);
     assert!(offset_of!(MarkerBytes, epoch) == 32);
-    assert!(offset_of!(MarkerBytes, flags) == 40);
-    assert!(MARKER_CRC_OFFSET == 44);
+    assert!(offset_of!(MarkerBytes, owner) == 40);
+    assert!(offset_of!(MarkerBytes, flags) == 48);
+    assert!(MARKER_CRC_OFFSET == 52);
 };

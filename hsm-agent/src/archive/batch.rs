@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
@@ -23,6 +24,10 @@ use crate::sys::inode;
 use crate::sys::inode::Stat;
 use crate::sys::lease::{Lease, LeaseKind};
 
+/// How long a batch waits for files that are still open for writing, all of them together: mostly a
+/// descriptor that a forked child closes at its exec.
+const PATIENCE: Duration = Duration::from_millis(300);
+
 /// Archives files. One outcome per candidate, in order.
 pub fn archive(
     pool: &Arc<Pool>,
@@ -32,8 +37,9 @@ pub fn archive(
 ) -> Vec<FileOutcome> {
     let mut outcomes: Vec<Option<FileOutcome>> = batch.iter().map(|_| None).collect();
     let mut ready = Vec::new();
+    let patience = Instant::now() + PATIENCE;
     for (index, candidate) in batch.iter().enumerate() {
-        match prepare(pool, candidate, dry_run) {
+        match prepare(pool, candidate, dry_run, patience) {
             Ok(file) => ready.push((index, file)),
             Err(outcome) => outcomes[index] = Some(outcome),
         }
@@ -57,7 +63,12 @@ struct Ready {
     _claim: Claim,
 }
 
-fn prepare(pool: &Arc<Pool>, candidate: &Candidate, dry_run: bool) -> Result<Ready, FileOutcome> {
+fn prepare(
+    pool: &Arc<Pool>,
+    candidate: &Candidate,
+    dry_run: bool,
+    patience: Instant,
+) -> Result<Ready, FileOutcome> {
     let path = InodeFd::Path(candidate.path.as_fd());
     if !candidate.stat.is_file() {
         let detail = "not a regular file";
@@ -84,7 +95,7 @@ fn prepare(pool: &Arc<Pool>, candidate: &Candidate, dry_run: bool) -> Result<Rea
     }
     let busy = || FileOutcome::failed(Reason::Busy, "being archived or released right now");
     let claim = pool.claim(&candidate.file, Job::Archive).ok_or_else(busy)?;
-    acquire(pool, candidate, claim)
+    acquire(pool, candidate, claim, patience)
 }
 
 /// Archived, and certainly unchanged since: only then there is nothing to do. When ctime moved,
@@ -101,7 +112,12 @@ fn is_current(pool: &Pool, candidate: &Candidate, record: &Record) -> bool {
     })
 }
 
-fn acquire(pool: &Arc<Pool>, candidate: &Candidate, claim: Claim) -> Result<Ready, FileOutcome> {
+fn acquire(
+    pool: &Arc<Pool>,
+    candidate: &Candidate,
+    claim: Claim,
+    patience: Instant,
+) -> Result<Ready, FileOutcome> {
     // Everything that was read before the claim may be old.
     let path = InodeFd::Path(candidate.path.as_fd());
     if pool.attributes.marker(path)?.is_some() {
@@ -114,7 +130,7 @@ fn acquire(pool: &Arc<Pool>, candidate: &Candidate, claim: Claim) -> Result<Read
     let fd = inode::reopen(candidate.path.as_fd(), flags)
         .map_err(|e| FileOutcome::io("the file cannot be opened", &e))?;
     let fd = Arc::new(fd);
-    let lease = Lease::take(Arc::clone(&fd), LeaseKind::Read, &pool.breaks)
+    let lease = Lease::take_patiently(&fd, LeaseKind::Read, &pool.breaks, patience)
         .map_err(|e| FileOutcome::io("no lease on the file", &e))?
         .ok_or_else(|| {
             FileOutcome::failed(Reason::OpenElsewhere, "open for writing; try again later")

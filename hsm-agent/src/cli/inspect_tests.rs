@@ -1,6 +1,6 @@
 use super::*;
 use crate::core::{DataVersion, ObjectId};
-use crate::marker::MarkerFlags;
+use crate::marker::{MarkerFlags, Owner};
 
 fn stat(size: u64, mtime_ns: i64) -> Stat {
     Stat {
@@ -31,6 +31,7 @@ fn marker(state: MarkerState) -> Marker {
         object: ObjectId([7; 16]),
         size: 3 * CHUNK,
         epoch: 9,
+        owner: Owner::of(1, 1),
         chunk_shift: 20,
         state,
         flags: MarkerFlags::empty(),

@@ -1,7 +1,7 @@
 //! After a start: finishes or undoes what an earlier engine left half done, and looks for programs
 //! that have offline files open from a time when nobody watched.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use super::outcome::Candidate;
 use super::pool::{FileRef, Pool, now_ns};
 use crate::catalog::{Batch, CatalogError, Intent, IntentOp};
-use crate::core::FileState;
+use crate::core::{FileKey, FileState};
 use crate::marker::InodeFd;
 use crate::release::repunch;
 use crate::sys::{handle, inode};
@@ -91,7 +91,6 @@ fn release(pool: &Arc<Pool>, intent: &Intent, batch: &mut Batch) {
 /// Programs that have an offline file open since before the watch began raise no events: they
 /// would read holes. Their files are recalled now, and the operator is told.
 pub(super) fn open_files(pool: &Arc<Pool>) {
-    let Ok(root) = inode::stat(&pool.root) else { return };
     let own = [std::process::id(), std::os::unix::process::parent_id()].map(|p| p.to_string());
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for process in processes {
@@ -105,15 +104,14 @@ pub(super) fn open_files(pool: &Arc<Pool>) {
         for directory in ["fd", "map_files"] {
             let links = std::fs::read_dir(process.path().join(directory));
             for link in links.into_iter().flatten().flatten() {
-                one_open_file(pool, root.dev, pid, &link.path());
+                one_open_file(pool, pid, &link.path());
             }
         }
     }
 }
 
-fn one_open_file(pool: &Arc<Pool>, device: (u32, u32), pid: &str, link: &Path) {
-    let Some((fd, name)) = offline_file(pool, device, link) else { return };
-    let Ok(key) = handle::of_fd(&fd) else { return };
+fn one_open_file(pool: &Arc<Pool>, pid: &str, link: &Path) {
+    let Some((key, name)) = offline_file(pool, link) else { return };
     tracing::error!(
         pid, file = %name.display(),
         "a program has this offline file open since before the agent watched; recalling it. What it read so far may be zeros: start the agent before anything can open files"
@@ -121,16 +119,19 @@ fn one_open_file(pool: &Arc<Pool>, device: (u32, u32), pid: &str, link: &Path) {
     let _ = pool.recall_for_user(&FileRef { key, event: None });
 }
 
-fn offline_file(pool: &Pool, device: (u32, u32), link: &Path) -> Option<(OwnedFd, PathBuf)> {
+/// Identity and name of the file, if it is one of this pool and offline.
+fn offline_file(pool: &Pool, link: &Path) -> Option<(FileKey, PathBuf)> {
     let fd = rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let stat = inode::stat(&fd).ok()?;
-    // btrfs tells another device per subvolume: look there at every file.
-    let here = stat.dev == device || pool.fs_type == "btrfs";
-    if !here || !stat.is_file() {
+    let stat = inode::stat_cached(&fd).ok()?;
+    if !stat.is_file() {
         return None;
     }
-    let marker = pool.attributes.marker(InodeFd::Path(fd.as_fd()));
-    let offline = matches!(marker, Ok(Some(_)));
-    let name = pool.name_of(fd.as_fd());
-    offline.then_some((fd, name))
+    if !matches!(pool.attributes.marker(InodeFd::Path(fd.as_fd())), Ok(Some(_))) {
+        return None;
+    }
+    // Handles of other file systems look alike. This one is of ours if it leads to the same inode.
+    let key = handle::of_fd(&fd).ok()?;
+    let ours = inode::stat(handle::open(&pool.root, &key, OFlags::PATH).ok()?).ok()?;
+    let same = (ours.dev, ours.ino) == (stat.dev, stat.ino);
+    same.then(|| (key, pool.name_of(fd.as_fd())))
 }

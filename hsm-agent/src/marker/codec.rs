@@ -29,6 +29,24 @@ bitflags! {
     pub struct MarkerFlags: u32 {}
 }
 
+/// Which inode a marker was written for.
+///
+/// A copy of the attribute on another file decodes well and names an object that exists. Only this
+/// tells that it does not speak for the file that carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Owner(pub u64);
+
+impl Owner {
+    /// The owner of that inode number and generation, as `docs/formats/inode.md` defines it.
+    pub fn of(ino: u64, generation: u64) -> Owner {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&ino.to_le_bytes()).update(&generation.to_le_bytes());
+        let mut first = [0; 8];
+        hasher.finalize_xof().fill(&mut first);
+        Owner(u64::from_le_bytes(first))
+    }
+}
+
 /// "The data of this file is in the store."
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Marker {
@@ -38,6 +56,8 @@ pub struct Marker {
     pub size: u64,
     /// Random per release; the residency map repeats it.
     pub epoch: u64,
+    /// The file that it speaks for. Decoding cannot check it: whoever acts on the data must.
+    pub owner: Owner,
     /// Chunk size as a power of two; see [`hsm_common::chunk`].
     pub chunk_shift: u8,
     /// What is missing.
@@ -97,6 +117,7 @@ impl Marker {
             object: self.object.0,
             size: self.size.to_le(),
             epoch: self.epoch.to_le(),
+            owner: self.owner.0.to_le(),
             flags: self.flags.bits().to_le(),
             crc32c: 0,
         };
@@ -118,6 +139,7 @@ impl Marker {
             object: ObjectId(raw.object),
             size,
             epoch: u64::from_le(raw.epoch),
+            owner: Owner(u64::from_le(raw.owner)),
             chunk_shift: raw.chunk_shift,
             state: state(raw.state)?,
             flags: flags(u32::from_le(raw.flags), raw.reserved)?,
@@ -175,7 +197,8 @@ mod tests {
         0x08, 0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f, //
         0x39, 0x30, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, // size 12,345
         0x08, 0x07, 0x06, 0x05, 0x04, 0x03, 0x02, 0x01, // epoch
-        0x00, 0x00, 0x00, 0x00, 0x54, 0xc1, 0x68, 0xde, // flags, crc
+        0x1a, 0x6c, 0x42, 0x3a, 0x2a, 0x8c, 0xbc, 0x31, // owner
+        0x00, 0x00, 0x00, 0x00, 0x49, 0x3f, 0x71, 0xfb, // flags, crc
     ];
 
     fn golden() -> Marker {
@@ -183,6 +206,7 @@ mod tests {
             object: ObjectId(std::array::from_fn(|i| i as u8)),
             size: 12_345,
             epoch: 0x0102_0304_0506_0708,
+            owner: Owner::of(42, 0xcafe_d00d),
             chunk_shift: 20,
             state: MarkerState::Offline,
             flags: MarkerFlags::empty(),
@@ -207,13 +231,13 @@ mod tests {
     #[test]
     fn each_broken_rule_has_its_own_error() {
         assert_eq!(Marker::decode(&[]), Err(MarkerError::Length(0)));
-        assert_eq!(Marker::decode(&[0; 49]), Err(MarkerError::Length(49)));
-        assert_eq!(Marker::decode(&[0; 48]), Err(MarkerError::Magic));
+        assert_eq!(Marker::decode(&[0; 57]), Err(MarkerError::Length(57)));
+        assert_eq!(Marker::decode(&[0; 56]), Err(MarkerError::Magic));
         assert_eq!(Marker::decode(&forged(4, 2)), Err(MarkerError::Version(2)));
         assert_eq!(Marker::decode(&forged(5, 0)), Err(MarkerError::State(0)));
         assert_eq!(Marker::decode(&forged(5, 4)), Err(MarkerError::State(4)));
         assert_eq!(Marker::decode(&forged(7, 1)), Err(MarkerError::Flags(1 << 32)));
-        assert_eq!(Marker::decode(&forged(43, 0x80)), Err(MarkerError::Flags(1 << 31)));
+        assert_eq!(Marker::decode(&forged(51, 0x80)), Err(MarkerError::Flags(1 << 31)));
         for shift in [0, 19, 50, 64, 255] {
             let error = MarkerError::ChunkShift { shift, size: 12_345 };
             assert_eq!(Marker::decode(&forged(6, shift)), Err(error));
@@ -229,18 +253,31 @@ mod tests {
             "more chunks than the map can hold"
         );
         let mut bytes = golden().encode();
-        bytes[44] ^= 1;
+        bytes[MARKER_CRC_OFFSET] ^= 1;
         assert!(matches!(Marker::decode(&bytes), Err(MarkerError::Checksum { .. })));
+    }
+
+    #[test]
+    fn an_owner_is_one_inode_of_one_generation() {
+        let owner = Owner::of(42, 7);
+        assert_eq!(owner, Owner::of(42, 7));
+        for other in [Owner::of(43, 7), Owner::of(42, 8), Owner::of(7, 42), Owner::of(0, 0)] {
+            assert_ne!(owner, other);
+        }
+        let hash = blake3::hash(&[[42, 0, 0, 0, 0, 0, 0, 0], [7, 0, 0, 0, 0, 0, 0, 0]].concat());
+        assert_eq!(owner.0.to_le_bytes(), hash.as_bytes()[..8], "as documented");
     }
 
     prop_compose! {
         fn marker()(
-            object: [u8; 16], size in 0..=MAX_FILE_SIZE, bits in 0u32..64, epoch: u64, state in 1u8..=3
+            object: [u8; 16], size in 0..=MAX_FILE_SIZE, bits in 0u32..64, epoch: u64,
+            owner: u64, state in 1u8..=3
         ) -> Marker {
             let size = size >> bits;
             let state = super::state(state).expect("a known state");
             let (chunk_shift, flags) = (chunk_shift_for(size), MarkerFlags::empty());
-            Marker { object: ObjectId(object), size, epoch, chunk_shift, state, flags }
+            let (object, owner) = (ObjectId(object), Owner(owner));
+            Marker { object, size, epoch, owner, chunk_shift, state, flags }
         }
     }
 

@@ -19,7 +19,8 @@ fn object() -> ObjectId {
 
 fn marker(size: u64, state: MarkerState) -> Marker {
     let (object, flags) = (object(), MarkerFlags::empty());
-    Marker { object, size, epoch: 0x0102_0304_0506_0708, chunk_shift: 20, state, flags }
+    let (epoch, owner) = (0x0102_0304_0506_0708, Owner::of(42, 0xcafe_d00d));
+    Marker { object, size, epoch, owner, chunk_shift: 20, state, flags }
 }
 
 #[test]

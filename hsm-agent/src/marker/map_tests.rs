@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::ObjectId;
-use crate::marker::{MarkerFlags, MarkerState};
+use crate::marker::{MarkerFlags, MarkerState, Owner};
 
 const MIB: u64 = 1 << 20;
 
@@ -12,6 +12,7 @@ fn marker(size: u64) -> Marker {
         object: ObjectId([7; 16]),
         size,
         epoch: 0x0102_0304_0506_0708,
+        owner: Owner::of(42, 1),
         chunk_shift: chunk_shift_for(size),
         state: MarkerState::Partial,
         flags: MarkerFlags::empty(),

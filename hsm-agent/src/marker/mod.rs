@@ -11,7 +11,7 @@ mod map;
 mod record;
 mod wire;
 
-pub use codec::{Marker, MarkerError, MarkerFlags, MarkerState};
+pub use codec::{Marker, MarkerError, MarkerFlags, MarkerState, Owner};
 pub use hsm_common::chunk::{chunk_count, chunk_shift_for};
 pub use hsm_common::marker::{MAP_XATTR, MARKER_LEN, MARKER_XATTR, RECORD_XATTR};
 pub use inode::{Attributes, InodeError, InodeFd};

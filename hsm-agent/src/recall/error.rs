@@ -45,6 +45,16 @@ pub enum RecallError {
         /// Size in the marker.
         expected: u64,
     },
+    /// The marker was written for another inode. What is stored under it may be older than the
+    /// data that this file has.
+    #[error(
+        "the marker belongs to another file: it was copied together with the data; \
+         remove the attribute {name} if this file's own data is right"
+    )]
+    Foreign {
+        /// Name of the marker attribute.
+        name: String,
+    },
     /// The deadline passed.
     #[error("no progress within the deadline")]
     Deadline,
@@ -73,7 +83,8 @@ impl RecallError {
             | Self::Inode(_)
             | Self::Panicked
             | Self::Mismatch { .. }
-            | Self::SizeChanged { .. } => libc::EIO,
+            | Self::SizeChanged { .. }
+            | Self::Foreign { .. } => libc::EIO,
             Self::Local { source, .. } => match source.raw_os_error() {
                 Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
                 _ => libc::EIO,
@@ -86,7 +97,7 @@ impl RecallError {
         match self {
             Self::Store(e) => store_reason(e),
             Self::Inode(InodeError::Io { .. }) => Reason::Io,
-            Self::Inode(_) => Reason::UnreadableMarker,
+            Self::Inode(_) | Self::Foreign { .. } => Reason::UnreadableMarker,
             Self::Local { source, .. } => Reason::of_io(source),
             Self::Mismatch { .. } => Reason::ObjectCorrupt,
             Self::SizeChanged { .. } => Reason::Changed,

@@ -10,7 +10,7 @@ use super::progress::Underway;
 use super::settle::{Settle, Stage};
 use crate::core::{Recalled, Want};
 use crate::daemon::pool::{FileRef, Pool};
-use crate::marker::{InodeFd, Marker, MarkerState, ResidencyMap};
+use crate::marker::{InodeFd, Marker, MarkerState, Owner, ResidencyMap};
 use crate::store::StoreError;
 use crate::store::object::{Chunk, ObjectReader};
 use crate::sys::inode::Stat;
@@ -43,6 +43,12 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
         return Ok(RecallOutcome { recalled: Recalled::Complete, settle: None, bytes: 0 });
     };
     let before = inode::stat(&path).map_err(local("the file cannot be examined"))?;
+    let fd = pool.open_invisible(path.as_fd()).map_err(local("the file cannot be written"))?;
+    // The generation takes a descriptor that is open for IO.
+    let generation = inode::generation(&fd).map_err(local("the file has no generation"))?;
+    if marker.owner != Owner::of(before.ino, generation) {
+        return Err(RecallError::Foreign { name: pool.config.marker.clone() });
+    }
     if before.size == 0 && marker.size > 0 {
         return truncated(pool, path.as_fd());
     }
@@ -51,7 +57,6 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
     }
     let object = open_object(pool, &marker)?;
     let map = pool.attributes.map(InodeFd::Path(path.as_fd()), &marker)?;
-    let fd = pool.open_invisible(path.as_fd()).map_err(local("the file cannot be written"))?;
     let chunks = plan::chunks(object.manifest(), &map, &job.want);
     // What a failed recall writes is taken back only from a file that had nothing: readers of a
     // partial file may have ranges mapped.

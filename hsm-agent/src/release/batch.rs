@@ -13,15 +13,16 @@ use crate::daemon::dispatch::Claim;
 use crate::daemon::metrics::add;
 use crate::daemon::outcome::{Candidate, FileOutcome, Stop};
 use crate::daemon::pool::{Pool, now_ns};
-use crate::marker::{ArchivedCopy, InodeFd, Marker, MarkerFlags, MarkerState};
+use crate::marker::{ArchivedCopy, InodeFd, Marker, MarkerFlags, MarkerState, Owner};
 use crate::store::object::chunk_shift_for;
 use crate::sys::inode::Stat;
 use crate::sys::lease::{Lease, LeaseKind};
 use crate::sys::{inode, space};
 
-/// How long a batch waits for files that something else has, all of them together: whoever opens one
-/// of the files that it has already waits as well.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a batch waits for files that somebody else still has, all of them together: a recall that
+/// is settling, a descriptor that a forked child closes at its exec. Whoever opens one of the files
+/// that the batch has already waits as well.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// Up to this many files are synced one by one; more with one `syncfs`.
 const SINGLY: usize = 4;
 
@@ -106,7 +107,7 @@ fn prepare(
     }
     let busy = || FileOutcome::failed(Reason::Busy, "being read, archived or recalled right now");
     let claim = claim(pool, candidate, patience).ok_or_else(busy)?;
-    acquire(pool, candidate, claim, seen)
+    acquire(pool, candidate, claim, seen, patience)
 }
 
 /// A file that was recalled a moment ago may still be settling.
@@ -126,6 +127,7 @@ fn acquire(
     candidate: &Candidate,
     claim: Claim,
     seen_ctime_ns: Option<i64>,
+    patience: Instant,
 ) -> Result<Ready, FileOutcome> {
     let path = InodeFd::Path(candidate.path.as_fd());
     // Whatever was read before the claim may be old: an ignore mark on an offline file would let
@@ -142,7 +144,7 @@ fn acquire(
     pool.watch(path).map_err(|e| FileOutcome::io("the file cannot be watched", &e))?;
     let fd = Arc::new(opened.map_err(|e| open_failed(&e))?);
     // Step 3.
-    let lease = Lease::take(Arc::clone(&fd), LeaseKind::Write, &pool.breaks)
+    let lease = Lease::take_patiently(&fd, LeaseKind::Write, &pool.breaks, patience)
         .map_err(|e| FileOutcome::io("no lease on the file", &e))?
         .ok_or_else(open_elsewhere)?;
     // Step 4: everything again, now that nobody can change it.
@@ -158,7 +160,26 @@ fn acquire(
         }
         Eligibility::Refused(reason, detail) => return Err(FileOutcome::failed(reason, detail)),
     };
-    Ok(Ready { lease, fd, stat, copy, generation, _claim: claim })
+    let file = Ready { lease, fd, stat, copy, generation, _claim: claim };
+    if space::is_preallocated(stat.size, stat.allocated) {
+        trim(pool, &file)?;
+    }
+    Ok(file)
+}
+
+/// Gives back what is allocated behind the end. The truncation raises an event, and to deliver it the
+/// kernel would wait for our own lease: so the file is passed over meanwhile. Whoever opens it in that
+/// moment does not wait for our answer and must not find a marker later: the lease is taken again,
+/// which fails if anybody has raised the open count.
+fn trim(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
+    let open = InodeFd::Open(file.fd.as_fd());
+    let failed = |e: std::io::Error| FileOutcome::io("preallocated blocks cannot be freed", &e);
+    pool.pass_over(open);
+    let trimmed = space::trim(&*file.fd, file.stat.size)
+        .and_then(|()| inode::restore_times(&*file.fd, &file.stat));
+    pool.watch(open).map_err(failed)?;
+    trimmed.map_err(failed)?;
+    if file.lease.retake().map_err(failed)? { Ok(()) } else { Err(open_elsewhere()) }
 }
 
 fn open_failed(error: &std::io::Error) -> FileOutcome {
@@ -254,6 +275,7 @@ fn mark(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
         object: file.copy.object,
         size: file.stat.size,
         epoch: rand::random(),
+        owner: Owner::of(file.stat.ino, file.generation),
         chunk_shift,
         state: MarkerState::Offline,
         flags: MarkerFlags::empty(),
@@ -361,6 +383,11 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
     let record = pool.attributes.record(open).ok()??;
     let copy = record.archived.filter(|c| c.object == marker.object)?;
     let stat = inode::stat(&*fd).ok()?;
+    let generation = inode::generation(&*fd).ok()?;
+    // A marker that was copied here says nothing of this file's data, which may be the only copy.
+    if marker.owner != Owner::of(stat.ino, generation) {
+        return None;
+    }
     // The marker may have been set by a process that died before its sync.
     rustix::fs::fsync(&*fd).ok()?;
     if stat.size != marker.size || !lease.retake().ok()? {
@@ -370,7 +397,6 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
     // The times as they were: the crash may have come before they were restored.
     let before = Stat { mtime_ns: copy.version.mtime_ns, ..stat };
     inode::restore_times(&*fd, &before).ok()?;
-    let generation = inode::generation(&*fd).ok()?;
     let file = Ready { lease, fd, stat, copy, generation, _claim: claim };
     let now = inode::stat(&*file.fd).ok()?;
     Some(row(pool, candidate, &file, &now))

@@ -64,7 +64,16 @@ impl Stat {
 
 /// `statx(2)` of the descriptor itself (any kind, `O_PATH` too).
 pub fn stat(fd: impl AsFd) -> io::Result<Stat> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    stat_with(fd, AtFlags::empty())
+}
+
+/// [`stat`] without asking a server: for descriptors that may lead anywhere.
+pub fn stat_cached(fd: impl AsFd) -> io::Result<Stat> {
+    stat_with(fd, AtFlags::STATX_DONT_SYNC)
+}
+
+fn stat_with(fd: impl AsFd, sync: AtFlags) -> io::Result<Stat> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | sync;
     let x = rustix::fs::statx(fd, c"", flags, StatxFlags::BASIC_STATS)?;
     Ok(Stat {
         mode: u32::from(x.stx_mode),

@@ -16,6 +16,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
+use std::time::{Duration, Instant};
+
 use super::check;
 use super::signal::{SignalFd, lease_break_signal};
 
@@ -185,6 +187,22 @@ impl Lease {
         Ok(set(lease.held.fd.as_fd(), kind)?.then_some(lease))
     }
 
+    /// [`Self::take`], tried again until `deadline`.
+    pub fn take_patiently(
+        fd: &Arc<OwnedFd>,
+        kind: LeaseKind,
+        watch: &BreakWatch,
+        deadline: Instant,
+    ) -> io::Result<Option<Self>> {
+        loop {
+            let lease = Self::take(Arc::clone(fd), kind, watch)?;
+            if lease.is_some() || Instant::now() > deadline {
+                return Ok(lease);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Whether the lease has been held without a gap since it was taken.
     pub fn intact(&self) -> bool {
         let broken = self.held.broken();
@@ -218,10 +236,8 @@ impl Drop for Lease {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{File, OpenOptions};
-    use std::time::{Duration, Instant};
-
     use super::*;
+    use std::fs::{File, OpenOptions};
 
     fn file() -> (tempfile::NamedTempFile, Arc<OwnedFd>) {
         let f = tempfile::NamedTempFile::new().unwrap();

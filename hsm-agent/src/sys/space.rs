@@ -33,13 +33,21 @@ pub fn data_extents(fd: impl AsFd, size: u64) -> io::Result<Vec<Range<u64>>> {
 }
 
 /// Takes all data of a file away; its size stays. Blocks that were allocated in advance behind the
-/// end go too: a punch stops at the end of the file, a truncation to the same size does not.
+/// end stay too: see [`trim`].
 pub fn punch_all(fd: impl AsFd, size: u64) -> io::Result<()> {
-    punch(fd.as_fd(), 0..size.next_multiple_of(BLOCK))?;
-    if super::inode::stat(fd.as_fd())?.allocated > BLOCK {
-        rustix::fs::ftruncate(fd, size)?;
-    }
-    Ok(())
+    punch(fd, 0..size.next_multiple_of(BLOCK))
+}
+
+/// Whether so many blocks are allocated that some must lie behind the end of the file.
+pub fn is_preallocated(size: u64, allocated: u64) -> bool {
+    allocated > size.next_multiple_of(BLOCK) + BLOCK
+}
+
+/// Gives blocks behind the end of the file back, which a punch does not: truncates it to the size
+/// that it has. Raises an event whatever the descriptor is (`ftruncate` is asked about by path), and
+/// moves mtime.
+pub fn trim(fd: impl AsFd, size: u64) -> io::Result<()> {
+    Ok(rustix::fs::ftruncate(fd, size)?)
 }
 
 /// Takes the data of a range away; the size stays.
