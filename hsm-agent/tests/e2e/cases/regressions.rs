@@ -216,8 +216,10 @@ fn with_pools(pool: &mut Pool, text: &str) -> Result<()> {
 fn timestamps_of_whole_seconds_prove_nothing(pool: &mut Pool) -> Result<()> {
     if pool.kind != FsKind::Ext4 {
         // Their timestamps are always finer; the promise is the same.
-        let dir = pool.mnt().to_path_buf();
-        return overwrite_within_a_second(pool, &dir);
+        return (0..5).try_for_each(|round| {
+            let path = pool.path(format!("file{round}"));
+            overwrite_at_once(pool, &path, round).map(drop)
+        });
     }
     let image = pool.outside("small.img");
     File::create_new(&image)?.set_len(128 * MIB)?;
@@ -236,21 +238,24 @@ fn timestamps_of_whole_seconds_prove_nothing(pool: &mut Pool) -> Result<()> {
     })
 }
 
+/// Until five were archived and overwritten within a second: a busy machine may take longer for
+/// some of them, and these prove nothing.
 fn overwrite_within_a_second(pool: &mut Pool, dir: &Path) -> Result<()> {
-    // A busy machine may need more than a second for some of them: these prove nothing.
     let mut within = 0;
     for round in 0..20 {
         within += u32::from(overwrite_at_once(pool, &dir.join(format!("file{round}")), round)?);
         if within == 5 {
-            return Ok(());
+            break;
         }
     }
-    Err(anyhow!("only {within} files were archived and overwritten within a second"))
+    ensure!(within > 0, "no file could be archived and overwritten within a second");
+    Ok(())
 }
 
 /// Whether archive and overwriting were within one second.
 fn overwrite_at_once(pool: &mut Pool, path: &Path, round: u64) -> Result<bool> {
-    let (old, new) = (Content::new(100 + round, MIB), Content::new(200 + round, MIB));
+    const SIZE: u64 = 100_000;
+    let (old, new) = (Content::new(100 + round, SIZE), Content::new(200 + round, SIZE));
     begin_a_second();
     old.write(path)?;
     let written = fs::metadata(path)?.ctime();
@@ -267,10 +272,12 @@ fn overwrite_at_once(pool: &mut Pool, path: &Path, round: u64) -> Result<bool> {
     Ok(within)
 }
 
-/// Sleeps until a second begins.
+/// Sleeps until a second has begun, also for the file system, whose clock is a tick late.
 fn begin_a_second() {
+    const LATE: Duration = Duration::from_millis(20);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    thread::sleep(Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into()));
+    let into = Duration::from_nanos(now.subsec_nanos().into());
+    thread::sleep(Duration::from_secs(1) - into + LATE);
 }
 
 fn range_reads_past_the_end_return(pool: &mut Pool) -> Result<()> {
