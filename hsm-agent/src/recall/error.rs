@@ -55,6 +55,16 @@ pub enum RecallError {
         /// Name of the marker attribute.
         name: String,
     },
+    /// There is data in the file that is not the object's.
+    #[error(
+        "the file was written to while no agent watched (at byte {offset} or behind): neither its \
+         bytes nor the archived ones are the whole truth. Stop the agent, then remove the marker to \
+         keep what is there, or punch the file to go back to the archived bytes"
+    )]
+    WrittenUnseen {
+        /// Where the first difference lies.
+        offset: u64,
+    },
     /// The deadline passed.
     #[error("no progress within the deadline")]
     Deadline,
@@ -82,6 +92,7 @@ impl RecallError {
             Self::Store(_)
             | Self::Inode(_)
             | Self::Panicked
+            | Self::WrittenUnseen { .. }
             | Self::Mismatch { .. }
             | Self::SizeChanged { .. }
             | Self::Foreign { .. } => libc::EIO,
@@ -100,7 +111,7 @@ impl RecallError {
             Self::Inode(_) | Self::Foreign { .. } => Reason::UnreadableMarker,
             Self::Local { source, .. } => Reason::of_io(source),
             Self::Mismatch { .. } => Reason::ObjectCorrupt,
-            Self::SizeChanged { .. } => Reason::Changed,
+            Self::SizeChanged { .. } | Self::WrittenUnseen { .. } => Reason::Changed,
             Self::Deadline => Reason::Timeout,
             Self::Stopping => Reason::Interrupted,
             Self::Panicked => Reason::Internal,

@@ -1,5 +1,7 @@
 //! Carries out one recall, on a thread that may block.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -11,6 +13,7 @@ use super::settle::{Settle, Stage};
 use crate::core::{Recalled, Want};
 use crate::daemon::pool::{FileRef, Pool};
 use crate::marker::{InodeFd, Marker, MarkerState, Owner, ResidencyMap};
+use crate::release::read_full;
 use crate::store::StoreError;
 use crate::store::object::{Chunk, ObjectReader};
 use crate::sys::inode::Stat;
@@ -58,15 +61,16 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
     let object = open_object(pool, &marker)?;
     let map = pool.attributes.map(InodeFd::Path(path.as_fd()), &marker)?;
     let chunks = plan::chunks(object.manifest(), &map, &job.want);
-    // What a failed recall writes is taken back only from a file that had nothing: readers of a
-    // partial file may have ranges mapped.
-    let empty = space::data_extents(&fd, before.size).is_ok_and(|extents| extents.is_empty());
+    let leftovers =
+        space::data_extents(&fd, before.size).map_err(local("the file's holes cannot be found"))?;
     let underway = pool.progress.begin(&job.file.key);
     let filling = Filling { pool, object: &object, fd: fd.as_fd(), progress: &underway };
+    filling.compare(&leftovers, &map)?;
     let bytes = match filling.run(&chunks) {
         Ok(bytes) => bytes,
         Err(e) => {
-            if empty {
+            // Only from a file that had nothing: readers of a partial file may have ranges mapped.
+            if leftovers.is_empty() {
                 take_back(&fd, &object, &chunks, &before);
             }
             return Err(e);
@@ -123,6 +127,38 @@ struct Filling<'a> {
 }
 
 impl Filling<'_> {
+    /// Data that is there although the marker says that it is not. If a recall or a release was cut
+    /// off, it is the object's data. Otherwise somebody wrote while nobody watched, and recalling
+    /// would undo that: which bytes are right is then not for us to say.
+    fn compare(&self, leftovers: &[Range<u64>], map: &ResidencyMap) -> Result<(), RecallError> {
+        let touched = leftovers.iter().flat_map(|r| map.missing_chunks(r.clone()));
+        let mut found = Vec::new();
+        for index in touched.map(u64::from).collect::<BTreeSet<_>>() {
+            let Some(chunk) = self.object.manifest().chunk_range(index) else { continue };
+            let _share = self.pool.budget.take(chunk.end - chunk.start);
+            let plain = self.fetch(index)?;
+            for range in leftovers {
+                let range = range.start.max(chunk.start)..range.end.min(chunk.end);
+                if range.is_empty() {
+                    continue;
+                }
+                found.resize((range.end - range.start) as usize, 0);
+                let whole = read_full(self.fd, &mut found, range.start)
+                    .map_err(local("the file cannot be read"))?;
+                let place =
+                    (range.start - chunk.start) as usize..(range.end - chunk.start) as usize;
+                let same = match &plain {
+                    Chunk::Data(plain) => plain.get(place) == Some(&found[..]),
+                    Chunk::Hole => found.iter().all(|b| *b == 0),
+                };
+                if !whole || !same {
+                    return Err(RecallError::WrittenUnseen { offset: range.start });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// All chunks, a few at a time. Returns the bytes written.
     fn run(&self, chunks: &[u64]) -> Result<u64, RecallError> {
         let threads = self.pool.recall_parallel.min(chunks.len());

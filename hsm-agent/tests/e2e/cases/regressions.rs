@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use super::cases;
 use super::mounts::Mount;
 use super::processes::wait_until_up;
-use crate::fixture::{Pool, Sample};
+use crate::fixture::{Pool, Sample, assert_read_fails};
 
 const MIB: u64 = 1 << 20;
 const MARKER: &str = "security.bpf.hsm";
@@ -37,6 +37,7 @@ cases! {
     a_truncation_to_nothing_needs_no_recall_to_read with |config| ranges_for(config, "*"),
     hard_links_in_one_job,
     a_released_file_read_at_once_again_can_be_released_again,
+    a_write_that_nobody_watched_is_not_undone,
 }
 
 fn ranges_for(config: &mut PoolConfig, program: &str) {
@@ -489,4 +490,27 @@ fn release_soon(pool: &Pool, file: &Sample) -> Result<()> {
         ensure!(passing && Instant::now() < end, "{}", report.output.describe());
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+fn a_write_that_nobody_watched_is_not_undone(pool: &mut Pool) -> Result<()> {
+    let file = pool.offline_file("written-unseen", 3 * MIB)?;
+    let other = pool.offline_file("other", MIB)?;
+    pool.stop()?;
+    let writer = File::options().write(true).open(&file.path)?;
+    writer.write_all_at(b"nobody watches", MIB + 5000)?;
+    drop(writer);
+    pool.start()?;
+    assert_read_fails(&file.path, &[Errno::IO.raw_os_error()])?;
+    pool.assert_state(&file.path, &["offline"])?;
+    let log = pool.agent()?.log();
+    ensure!(log.contains("written-unseen") && log.contains("no agent watched"), "{log}");
+    other.check()?;
+    // The operator decides: what is there, or what was archived.
+    pool.stop()?;
+    let writer = File::options().write(true).open(&file.path)?;
+    let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&writer, punch, 0, 3 * MIB)?;
+    drop(writer);
+    pool.start()?;
+    file.check()
 }
