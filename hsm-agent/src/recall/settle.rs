@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 use crate::catalog::{Batch, FileRow};
 use crate::core::{Event, FileKey, FileState};
@@ -27,6 +28,9 @@ use crate::sys::{inode, lease};
 
 /// Up to this many files are synced one by one; more are synced with one `syncfs`.
 const SINGLY: usize = 8;
+/// Nobody but a writer who comes right now waits for a cleared file: so many are gathered for one
+/// sync, which would otherwise stand in the way of the next recall's.
+const GATHER: Duration = Duration::from_millis(30);
 /// Most files in one batch.
 const MAX_BATCH: usize = 1024;
 
@@ -191,6 +195,9 @@ pub fn run(pool: &Arc<Pool>, device: &OwnedFd, queue: &mpsc::Receiver<Work>) {
     while let Ok(first) = queue.recv() {
         let mut batch = Vec::new();
         let mut catalogue = Batch::default();
+        if !matches!(&first, Work::Settle(Settle { stage: Stage::Placed, .. })) {
+            std::thread::sleep(GATHER);
+        }
         for work in std::iter::once(first).chain(queue.try_iter().take(MAX_BATCH - 1)) {
             match work {
                 Work::Settle(settle) => batch.push((settle, Ok(()))),
