@@ -107,7 +107,7 @@ impl Demo<'_> {
     }
 
     fn archive_and_release(&self, tree: &Path) -> Result<()> {
-        step("hsm archive: a verified copy of every file goes to the store", || {
+        step("hsm archive: a copy of every file, with checksums, goes to the store", || {
             let time = self.lab.verb("archive", tree)?;
             self.rate("archived", time);
             Ok(())

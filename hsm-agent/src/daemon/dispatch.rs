@@ -32,10 +32,6 @@ impl Pool {
                 return;
             }
         };
-        if self.stopping.load(Ordering::SeqCst) {
-            self.answer_while_stopping(&frame, &fd);
-            return;
-        }
         let file = FileRef { key, event: Some(Arc::clone(&fd)) };
         let Some(want) = self.want(&frame, &fd, &file) else {
             self.answer_kernel(&frame, Verdict::Allow);
@@ -43,16 +39,6 @@ impl Pool {
         };
         let ticket = self.waiters.add(Who::Kernel(frame, fd), file.clone());
         self.apply(&file, Event::Access(Access { ticket, want }));
-    }
-
-    /// No new recalls: offline files are denied, online ones go on.
-    fn answer_while_stopping(&self, frame: &EventFrame, fd: &OwnedFd) {
-        let verdict = match self.attributes.marker(InodeFd::Open(fd.as_fd())) {
-            Ok(None) => Verdict::Allow,
-            Ok(Some(_)) => Verdict::Deny(libc::EAGAIN),
-            Err(_) => Verdict::Deny(libc::EIO),
-        };
-        self.answer_kernel(frame, verdict);
     }
 
     /// What this access needs. `None`: nothing yet; its content accesses will be asked about.

@@ -7,7 +7,7 @@
 //!   the first read, and nothing else answers any more ([`super::link::Link::answer`] fails).
 //! - New events: online files go on, offline files are denied with EAGAIN.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,6 +15,7 @@ use super::pool::Pool;
 use crate::holder::MAX_WAITING;
 use crate::marker::InodeFd;
 use crate::sys::fanotify::{EVENT_BUFFER, Event, Group, Verdict, events, take_event_fd};
+use crate::sys::handle;
 use crate::sys::process::raise_descriptor_limit;
 
 /// The holder lets at most [`MAX_WAITING`] events wait and has few other descriptors; the kernel
@@ -61,11 +62,18 @@ fn deny_old(group: &Group) {
     }
 }
 
+/// Whether something is still going on with the file, or may be.
+fn is_busy(pool: &Pool, fd: &OwnedFd) -> bool {
+    handle::of_fd(fd).map_or(true, |key| pool.inflight().is_busy(&key))
+}
+
 fn one(pool: &Pool, group: &Group, event: &Event) {
     let Some(fd) = take_event_fd(event) else { return };
     let own = event.pid == rustix::process::getpid().as_raw_nonzero().get();
     let verdict = match pool.attributes.marker(InodeFd::Open(fd.as_fd())) {
         _ if own => Verdict::Allow,
+        // A release that was under way may be about to set the marker.
+        Ok(None) if is_busy(pool, &fd) => Verdict::Deny(libc::EAGAIN),
         Ok(None) => Verdict::Allow,
         Ok(Some(_)) => Verdict::Deny(libc::EAGAIN),
         Err(_) => Verdict::Deny(libc::EIO),

@@ -390,6 +390,12 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
     }
     // The marker may have been set by a process that died before its sync.
     rustix::fs::fsync(&*fd).ok()?;
+    // Somebody may have written since, while nobody watched: what is there then is for a recall to
+    // compare, not for us to take away. (A cut-off punch moved mtime too; its leftovers only cost room.)
+    let moved = stat.mtime_ns != copy.version.mtime_ns;
+    if moved && !space::data_extents(&*fd, stat.size).ok()?.is_empty() {
+        return None;
+    }
     if stat.size != marker.size || !lease.retake().ok()? {
         return None;
     }
