@@ -223,3 +223,19 @@ fn handles_name_a_file_until_it_is_gone() {
         assert!(handle::of_fd(&other).unwrap() != key, "a new file has the old identity");
     });
 }
+
+/// Kernel programs know a file system by this.
+#[test]
+fn a_file_system_tells_its_uuid() {
+    on_each_fs(|mount| {
+        let root = File::open(mount).unwrap();
+        let uuid = hsm_agent::sys::fsuuid::of(&root).unwrap();
+        let image = mount.parent().unwrap().join("image");
+        let out = Command::new("blkid").args(["-o", "value", "-s", "UUID"]).arg(image).output();
+        let text = String::from_utf8(out.unwrap().stdout).unwrap().replace('-', "");
+        let hex: String = uuid.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, text.trim());
+    });
+    let none = hsm_agent::sys::fsuuid::of(File::open("/proc").unwrap()).unwrap_err();
+    assert_eq!(none.kind(), std::io::ErrorKind::Unsupported);
+}

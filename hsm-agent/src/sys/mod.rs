@@ -4,6 +4,7 @@
 //! makes. No policy lives here: what an error means for a file is decided by the callers.
 
 pub mod fanotify;
+pub mod fsuuid;
 pub mod handle;
 pub mod inode;
 pub mod invisible;
