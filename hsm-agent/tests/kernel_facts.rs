@@ -239,3 +239,28 @@ fn a_file_system_tells_its_uuid() {
     let none = hsm_agent::sys::fsuuid::of(File::open("/proc").unwrap()).unwrap_err();
     assert_eq!(none.kind(), std::io::ErrorKind::Unsupported);
 }
+
+/// Kernel programs tell an inode by its numbers; the holder makes a handle of them.
+#[test]
+fn a_handle_made_of_an_inodes_numbers_leads_to_the_file() {
+    on_each_fs(|mount| {
+        let root = File::open(mount).unwrap();
+        let path = mount.join("file");
+        fs::write(&path, b"content").unwrap();
+        let file = File::open(&path).unwrap();
+        // btrfs puts the subvolume's number second into its own handles.
+        let own = handle::of_fd(&file).unwrap();
+        let subvolume =
+            own.bytes.get(8..16).map_or(0, |b| u64::from_ne_bytes(b.try_into().unwrap()));
+        let generation = u32::try_from(inode::generation(&file).unwrap()).unwrap();
+        let ino = inode::stat(&file).unwrap().ino;
+        let numbers = handle::InodeNumbers { ino, generation, subvolume };
+        let made = handle::from_numbers(&root, numbers).unwrap();
+        let found = handle::open(&root, &made, OFlags::PATH).unwrap();
+        assert_eq!(inode::stat(&found).unwrap().ino, ino);
+        assert_eq!(handle::of_fd(&found).unwrap(), own);
+        let other = handle::InodeNumbers { generation: generation ^ 1, ..numbers };
+        let other = handle::from_numbers(&root, other).unwrap();
+        assert!(handle::is_stale(&handle::open(&root, &other, OFlags::PATH).unwrap_err()));
+    });
+}

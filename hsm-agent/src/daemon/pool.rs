@@ -140,6 +140,11 @@ impl Pool {
         self.interceptor.watch(target(fd))
     }
 
+    /// See [`Interceptor::keep_watch`].
+    pub fn keep_watch(&self, fd: InodeFd<'_>) -> io::Result<()> {
+        self.interceptor.keep_watch(target(fd))
+    }
+
     /// How chunks are compressed.
     pub fn compression(&self) -> Compression {
         self.config.compression
