@@ -43,6 +43,7 @@ pub(crate) struct Lab {
     pub(crate) agent: Agent,
     /// The command line.
     pub(crate) hsm: Hsm,
+    config: PoolConfig,
     fs: LoopFs,
     dir: PathBuf,
 }
@@ -54,7 +55,7 @@ impl Lab {
         let config = PoolConfig::new(dir, fs.path());
         let hsm = Hsm::new(exe, &config.write()?);
         let agent = Agent::start(exe, dir)?;
-        Ok(Self { agent, hsm, fs, dir: dir.to_path_buf() })
+        Ok(Self { agent, hsm, config, fs, dir: dir.to_path_buf() })
     }
 
     /// A path on the managed file system.
@@ -78,7 +79,7 @@ impl Lab {
     pub(crate) fn close(mut self) -> Result<()> {
         let stopped = self.agent.stop(Duration::from_secs(30)).map(drop);
         let unmounted = self.fs.unmount();
-        stopped.and(unmounted)
+        stopped.and(unmounted).and(self.config.unpin())
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::jobs::{self, Job};
 use super::outcome::Candidate;
 use super::pool::Pool;
+use super::programs::Programs;
 use super::waiters::Who;
 use crate::control::types::{
     JobEvent, JobRequest, PathError, PoolStatus, Reason, StateCount, StateEntry, StateReport,
@@ -30,6 +31,7 @@ use crate::sys::process;
 #[derive(Debug)]
 pub(super) struct Api {
     pub(super) pools: Vec<Arc<Pool>>,
+    pub(super) programs: Programs,
     pub(super) started: Instant,
     pub(super) default_jobs: usize,
     pub(super) release_batch: usize,
@@ -43,15 +45,11 @@ impl AgentApi for Api {
         for pool in &self.pools {
             pools.push(pool_status(pool).await);
         }
-        let tier = self.pools.first().map(|p| p.interceptor.tier().to_string());
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             engine_pid: Some(std::process::id()),
             holder_pid: Some(std::os::unix::process::parent_id()),
-            tier: tier.unwrap_or_default(),
-            tier_reason:
-                "fanotify pre-content events of a stock kernel; this build has no eBPF programs"
-                    .into(),
+            programs: self.programs.counts(),
             uptime_seconds: self.started.elapsed().as_secs(),
             engine_restarts: restarts(),
             pools,
@@ -144,6 +142,8 @@ async fn pool_status(pool: &Arc<Pool>) -> PoolStatus {
         name: pool.config.name.clone(),
         mount: pool.config.mount.clone(),
         fs_type: pool.fs_type.clone(),
+        tier: pool.interceptor.tier().to_string(),
+        tier_reason: pool.tier_reason.clone(),
         store: StoreStatus {
             description: Some(describe_store(&pool.config.store)),
             ok: Some(error.is_none()),

@@ -15,6 +15,7 @@ use super::lock::{AgentLock, LockError};
 use super::metrics::Metrics;
 use super::mount::{self, MountError};
 use super::pool::Pool;
+use super::programs::Programs;
 use super::waiters::Waiters;
 use super::work::Workers;
 use super::{recover, sentinel};
@@ -23,7 +24,7 @@ use crate::config::{Config, ConfigError, PoolConfig};
 use crate::control::server::{BindError, ControlSocket, ServerOptions, serve};
 use crate::core::Inflight;
 use crate::holder::protocol::EventFrame;
-use crate::intercept::{Interceptor, UserFilter};
+use crate::intercept::{Interceptor, LsmFilter, Tier, UserFilter, choose};
 use crate::marker::Attributes;
 use crate::recall::{Budget, Progresses, Settler, settle};
 use crate::store::StoreError;
@@ -76,6 +77,14 @@ pub enum EngineError {
     /// Another agent.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The tier that a pool insists on, or its kernel programs.
+    #[error("pool {pool}: {why}")]
+    Tier {
+        /// Pool.
+        pool: String,
+        /// Why it cannot be had.
+        why: String,
+    },
     /// The control socket.
     #[error(transparent)]
     Socket(#[from] BindError),
@@ -121,6 +130,7 @@ pub fn run_engine(
 
 struct Engine {
     pools: Vec<Arc<Pool>>,
+    programs: Programs,
     link: Arc<Link>,
     stopping: Arc<AtomicBool>,
     /// The holder is gone.
@@ -145,9 +155,10 @@ impl Engine {
             stopping: Arc::new(AtomicBool::new(false)),
             runtime: runtime.clone(),
         };
+        let programs = Programs::prepare(config, link);
         let mut watched = Vec::new();
         for pool in &config.pools {
-            watched.push(Watched::begin(config, pool, link)?);
+            watched.push(Watched::begin(config, pool, link, &programs)?);
         }
         // Only now, with our own watch in place, may an orphan of an earlier agent go.
         let lock = lock.take_over()?;
@@ -157,6 +168,7 @@ impl Engine {
         }
         let engine = Self {
             pools,
+            programs,
             link: Arc::clone(link),
             stopping: shared.stopping,
             orphaned: CancellationToken::new(),
@@ -193,6 +205,7 @@ impl Engine {
         let stop = CancellationToken::new();
         let api = Arc::new(Api {
             pools: self.pools.clone(),
+            programs: self.programs.clone(),
             started: Instant::now(),
             default_jobs: config.limits.bulk_jobs as usize,
             release_batch: config.limits.release_batch as usize,
@@ -342,14 +355,20 @@ struct Watched {
     config: PoolConfig,
     root: OwnedFd,
     fs_type: &'static str,
-    interceptor: UserFilter,
+    interceptor: Box<dyn Interceptor>,
+    tier_reason: String,
     kernel: crate::sys::fanotify::Group,
     /// Differs whenever the file system may have lost what it had in memory.
     instance: Vec<u8>,
 }
 
 impl Watched {
-    fn begin(config: &Config, pool: &PoolConfig, link: &Link) -> Result<Self, EngineError> {
+    fn begin(
+        config: &Config,
+        pool: &PoolConfig,
+        link: &Link,
+        programs: &Programs,
+    ) -> Result<Self, EngineError> {
         let name = &pool.name;
         let failed = |source| EngineError::Mount { pool: name.clone(), source };
         let (root, fs_type) = mount::open(&pool.mount).map_err(failed)?;
@@ -358,13 +377,23 @@ impl Watched {
             link.open_group(&group_key(pool)).map_err(system(format!("pool {name}: no watch")))?;
         let parts = || -> io::Result<_> { Ok((group.try_clone()?, root.try_clone()?)) };
         let (kernel, watched) = parts().map_err(system("descriptors"))?;
-        let interceptor = UserFilter::new(group, watched);
+        let tier = |why| EngineError::Tier { pool: name.clone(), why };
+        let usable = programs.usable(pool, &root);
+        let usable = usable.as_ref().map(|()| ()).map_err(String::as_str);
+        let chosen = choose(pool, usable).map_err(tier)?;
+        let interceptor: Box<dyn Interceptor> = match chosen.tier {
+            Tier::UserFilter => Box::new(UserFilter::new(group, watched)),
+            Tier::LsmFilter => Box::new(LsmFilter::new(group)),
+        };
         interceptor
             .attach()
             .map_err(|e| failed(MountError::not_watchable(pool.mount.clone(), e)))?;
+        programs.cover(pool, chosen.tier, number, &root, link).map_err(tier)?;
+        tracing::info!(pool = name, tier = %chosen.tier, why = chosen.why, "watching");
+        let tier_reason = chosen.why;
         let instance = mount::instance(&root).map_err(failed)?;
         let config = pool.clone();
-        Ok(Self { number, config, root, fs_type, interceptor, kernel, instance })
+        Ok(Self { number, config, root, fs_type, interceptor, tier_reason, kernel, instance })
     }
 
     fn open(
@@ -386,7 +415,8 @@ impl Watched {
             config: self.config,
             root: self.root,
             fs_type: self.fs_type.into(),
-            interceptor: Box::new(self.interceptor),
+            interceptor: self.interceptor,
+            tier_reason: self.tier_reason,
             kernel: self.kernel,
             store,
             catalog,

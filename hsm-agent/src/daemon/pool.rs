@@ -50,6 +50,8 @@ pub struct Pool {
     pub fs_type: String,
     /// The kernel's side of the watch.
     pub interceptor: Box<dyn Interceptor>,
+    /// Why it is this one and no better one.
+    pub tier_reason: String,
     /// The same watch as a group, for the case that the holder dies.
     pub kernel: Group,
     /// Where the bytes of cold files are.

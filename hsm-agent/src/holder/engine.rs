@@ -39,6 +39,7 @@ impl Engine {
         drop(theirs);
         shared.engine_pid.store(pid_of(&child), Ordering::SeqCst);
         shared.serving.store(false, Ordering::SeqCst);
+        shared.programs.exempt(pid_of(&child))?;
         let deadly = shared.pending().forget_sent();
         for event in deadly {
             tracing::error!(

@@ -22,6 +22,7 @@ mod engine;
 mod pending;
 pub mod protocol;
 mod reader;
+mod requests;
 mod run;
 mod shared;
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,8 +13,8 @@ use rustix::time::Timespec;
 
 use super::engine::Engine;
 use super::protocol::{ToEngine, ToHolder};
-use super::reader;
 use super::shared::Shared;
+use super::{reader, requests};
 use crate::sys::fanotify::{Class, Group, GroupOptions};
 use crate::sys::process::raise_descriptor_limit;
 use crate::sys::signal::SignalFd;
@@ -143,15 +143,21 @@ impl Holder<'_> {
         let Some(engine) = self.shared.engine() else { return };
         loop {
             match ToHolder::receive(&*engine) {
-                Ok(Some(ToHolder::Answer { id, verdict })) => {
+                Ok(Some((ToHolder::Answer { id, verdict }, _))) => {
                     let event = self.shared.pending().remove(id);
                     match event {
                         Some(event) => self.shared.answer(event, verdict),
                         None => tracing::warn!(id, "the engine answered an event that nobody has"),
                     }
                 }
-                Ok(Some(ToHolder::OpenGroup { name })) => self.open_group(&name, &engine),
-                Ok(Some(ToHolder::Ready)) => self.ready(),
+                Ok(Some((ToHolder::OpenGroup { name }, _))) => self.open_group(&name, &engine),
+                Ok(Some((ToHolder::Programs, directory))) => {
+                    done(&engine, self.serve_programs(directory));
+                }
+                Ok(Some((ToHolder::Cover { group, marker }, root))) => {
+                    done(&engine, self.shared.programs.cover(&self.shared, group, &marker, root));
+                }
+                Ok(Some((ToHolder::Ready, _))) => self.ready(),
                 // Its end is noticed by SIGCHLD.
                 Ok(None) => {
                     self.shared.set_engine(None);
@@ -166,6 +172,11 @@ impl Holder<'_> {
             }
         }
         self.shared.send_pending();
+    }
+
+    fn serve_programs(&self, directory: Option<OwnedFd>) -> io::Result<()> {
+        let engine = self.engine.as_ref().map_or(0, Engine::pid);
+        requests::serve(&self.shared, directory, engine)
     }
 
     fn open_group(&self, name: &[u8], engine: &impl AsFd) {
@@ -244,6 +255,7 @@ impl Holder<'_> {
                 }
             }
         }
+        self.shared.programs.beat(self.shared.pending().requests());
         let absent = self.restart.without_engine_since;
         if absent.is_some_and(|since| now - since > NO_ENGINE_LIMIT) && !self.shared.is_denying() {
             self.shared.denying.store(true, Ordering::SeqCst);
@@ -281,7 +293,9 @@ impl Holder<'_> {
         self.shared.denying.store(true, Ordering::SeqCst);
         self.shared.deny_all(libc::EAGAIN);
         for (name, group) in self.shared.groups().iter() {
-            if let Err(error) = group.flush_filesystem_marks() {
+            // First the whole file system: ignore marks must not go before what they are taken from.
+            let flushed = group.flush_filesystem_marks().and_then(|()| group.flush_inode_marks());
+            if let Err(error) = flushed {
                 tracing::error!(%error, name, "the watch could not be ended");
             }
             if let Err(error) = drain(&self.shared, group) {
@@ -289,6 +303,17 @@ impl Holder<'_> {
             }
         }
         self.shared.deny_all(libc::EAGAIN);
+    }
+}
+
+/// Tells the engine how it went.
+fn done(engine: &impl AsFd, result: io::Result<()>) {
+    let errno = result.as_ref().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
+    if let Err(error) = &result {
+        tracing::error!(%error, "the kernel programs cannot be served");
+    }
+    if let Err(error) = (ToEngine::Done { errno }).send(engine, None) {
+        tracing::error!(%error, "the engine does not hear");
     }
 }
 

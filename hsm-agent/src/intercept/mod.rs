@@ -6,6 +6,7 @@
 //! it can start; a release calls `watch` before it takes its lease, and a recall calls
 //! [`Interceptor::keep_watch`] before it moves anything.
 
+mod choose;
 mod lsm_filter;
 mod user_filter;
 
@@ -14,7 +15,9 @@ use std::io;
 
 use crate::sys::fanotify::MarkTarget;
 
+pub use choose::{Chosen, choose};
 pub use lsm_filter::LsmFilter;
+pub(crate) use lsm_filter::WATCHED;
 pub use user_filter::UserFilter;
 
 /// How accesses are told apart, best first.

@@ -41,6 +41,24 @@ const SURELY_BLOCKS: u64 = 64 << 10;
 /// Blocks (of 512 bytes) that xattrs may occupy.
 const XATTR_BLOCKS: u64 = 16;
 
+/// What a case cannot be run without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// Any tier will do.
+    Anything,
+    /// Kernel programs, and tier lsm-filter.
+    LsmFilter,
+}
+
+impl Needs {
+    /// Whether this run has it: a tier that is only the agent's choice is not enough, or a case
+    /// might pass without what it is about.
+    pub(crate) fn are_met(self) -> bool {
+        let tier = std::env::var(hsm_lab::config::TIER_VARIABLE);
+        self == Self::Anything || tier.is_ok_and(|tier| tier == "lsm-filter")
+    }
+}
+
 /// A case: its name, what is special about its pool, and what it does.
 #[derive(Clone, Copy)]
 pub(crate) struct Case {
@@ -48,6 +66,8 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     /// Changes the configuration before the agent starts.
     pub(crate) configure: fn(&mut PoolConfig),
+    /// What it cannot be run without.
+    pub(crate) needs: Needs,
     /// The case itself.
     pub(crate) run: fn(&mut Pool) -> Result<()>,
 }
@@ -147,7 +167,8 @@ impl Pool {
             None => Ok(()),
         };
         let unmounted = self.fs.unmount();
-        stopped.context("at the end of the case").and(unmounted)
+        let unpinned = self.config.unpin();
+        stopped.context("at the end of the case").and(unmounted).and(unpinned)
     }
 
     /// Starts the agent with the current configuration.

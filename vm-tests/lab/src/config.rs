@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+
+/// Names the tier that pools in the lab insist on; without it the agent chooses.
+pub const TIER_VARIABLE: &str = "HSM_TIER";
 
 /// A pool called `lab`, by default with a local store. The lists hold further lines of TOML for each table.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +17,10 @@ pub struct PoolConfig {
     pub mount: PathBuf,
     /// The local store.
     pub store: PathBuf,
+    /// Where the agent pins its kernel programs: each agent in the lab has its own.
+    pub bpf_dir: PathBuf,
+    /// The tier that the pool insists on.
+    pub tier: Option<String>,
     /// Lines for `[limits]`.
     pub limits: Vec<String>,
     /// Lines for `[[pool]]`.
@@ -33,6 +40,8 @@ impl PoolConfig {
             dir: dir.to_path_buf(),
             mount: mount.to_path_buf(),
             store: dir.join("store"),
+            bpf_dir: bpf_dir(dir),
+            tier: std::env::var(TIER_VARIABLE).ok().filter(|tier| !tier.is_empty()),
             log: std::env::var("HSM_LAB_LOG").unwrap_or_else(|_| "info".to_owned()),
             ..Self::default()
         }
@@ -48,13 +57,34 @@ impl PoolConfig {
         self.dir.join("state")
     }
 
+    /// The tier to ask for. What a case configures may be possible in tier user-filter only.
+    fn tier(&self) -> Option<&str> {
+        let needs_user_filter =
+            |line: &String| ["recall = \"range\"", "early_answer = true"].contains(&line.as_str());
+        match &self.tier {
+            Some(_) if self.pool.iter().any(needs_user_filter) => Some("user-filter"),
+            tier => tier.as_deref(),
+        }
+    }
+
+    /// Removes the kernel programs that an agent left pinned, as it does on purpose.
+    pub fn unpin(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.bpf_dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", self.bpf_dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The TOML.
     pub fn render(&self) -> String {
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         let mut text = format!(
-            "[agent]\nstate_dir = {}\nsocket = {}\nlog = {:?}\n\n[limits]\n",
+            "[agent]\nstate_dir = {}\nsocket = {}\nbpf_dir = {}\nlog = {:?}\n\n[limits]\n",
             quoted(&self.state_dir()),
             quoted(&self.dir.join("hsm.sock")),
+            quoted(&self.bpf_dir),
             self.log,
         );
         let mut lines = |lines: &[String]| lines.iter().for_each(|l| text += &format!("{l}\n"));
@@ -63,6 +93,7 @@ impl PoolConfig {
             "\n[[pool]]\nname = \"lab\"".to_owned(),
             format!("mount = {}", quoted(&self.mount)),
         ]);
+        lines(self.tier().map(|tier| format!("tier = {tier:?}")).as_slice());
         lines(&self.pool);
         lines(&["\n[pool.store]".to_owned()]);
         let local = ["kind = \"local\"".to_owned(), format!("path = {}", quoted(&self.store))];
@@ -80,6 +111,13 @@ impl PoolConfig {
     }
 }
 
+/// bpffs takes no dots in names.
+fn bpf_dir(dir: &Path) -> PathBuf {
+    let mut names: Vec<_> = dir.iter().rev().take(2).map(|n| n.to_string_lossy()).collect();
+    names.reverse();
+    Path::new("/sys/fs/bpf").join(format!("lab-{}", names.join("-").replace('.', "_")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,7 +125,10 @@ mod tests {
     #[test]
     fn tables_come_in_order() {
         let mut config = PoolConfig::new(Path::new("/d"), Path::new("/d/m"));
+        config.tier = Some("lsm-filter".into());
+        assert!(config.render().contains("\ntier = \"lsm-filter\"\n"));
         config.pool.push("recall = \"range\"".into());
+        assert!(config.render().contains("\ntier = \"user-filter\"\n"));
         config.store_options.push("retries = 1".into());
         let text = config.render();
         let at = |needle: &str| text.find(needle).unwrap();

@@ -16,10 +16,9 @@ pub struct Status {
     pub engine_pid: Option<u32>,
     /// Process of the holder.
     pub holder_pid: Option<u32>,
-    /// Interceptor tier in use, for example `user-filter`.
-    pub tier: String,
-    /// Why this tier and no better one.
-    pub tier_reason: String,
+    /// What the kernel programs counted since they were installed, by name. Empty: there are none.
+    #[serde(default)]
+    pub programs: Vec<ProgramCount>,
     /// Seconds since the engine started.
     pub uptime_seconds: u64,
     /// Times that the holder started the engine again.
@@ -41,6 +40,15 @@ impl Status {
     }
 }
 
+/// One counter of the kernel programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramCount {
+    /// What was counted.
+    pub name: String,
+    /// How often.
+    pub count: u64,
+}
+
 /// One pool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PoolStatus {
@@ -50,6 +58,10 @@ pub struct PoolStatus {
     pub mount: PathBuf,
     /// File system type, as in /proc/mounts.
     pub fs_type: String,
+    /// Interceptor tier in use, for example `user-filter`.
+    pub tier: String,
+    /// Why this tier and no better one.
+    pub tier_reason: String,
     /// Where the copies are.
     pub store: StoreStatus,
     /// Files and bytes by state, as the catalogue knows them.

@@ -1,9 +1,10 @@
 //! All cases, one file per subject.
 
-use crate::fixture::Case;
+use crate::fixture::{Case, Needs};
 
 mod copying;
 mod files;
+mod guarded;
 mod luck;
 mod mapping;
 mod metadata;
@@ -26,6 +27,7 @@ macro_rules! cases {
             $crate::fixture::Case {
                 name: stringify!($name),
                 configure: cases!(@configure $($configure)?),
+                needs: $crate::fixture::Needs::Anything,
                 run: $name,
             }
         ),*];
@@ -37,6 +39,11 @@ use cases;
 
 /// Every case.
 pub(crate) fn all() -> impl Iterator<Item = Case> {
+    let guarded = guarded::CASES.iter().map(|case| Case { needs: Needs::LsmFilter, ..*case });
+    anywhere().chain(guarded)
+}
+
+fn anywhere() -> impl Iterator<Item = Case> {
     let lists = [
         reading::CASES,
         copying::CASES,
