@@ -45,7 +45,7 @@ fn on_terminal(program: &str, size: Terminal) -> Result<Command> {
 }
 
 /// Waits for the job; the first process also inherits every orphan.
-pub(crate) fn wait(child: Child) -> Result<i32> {
+pub(crate) fn wait(child: &Child) -> Result<i32> {
     let job = i32::try_from(child.id())?;
     loop {
         match rustix::process::wait(WaitOptions::empty()) {

@@ -69,7 +69,7 @@ fn work(say: &mut impl FnMut(Event) -> std::io::Result<()>) -> Result<Event> {
     let child = job::start(&job)?;
     say(Event::Started)?;
     let begin = Instant::now();
-    let code = job::wait(child)?;
+    let code = job::wait(&child)?;
     let millis = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Event::Ended { code, millis })
 }

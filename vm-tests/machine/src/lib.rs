@@ -21,7 +21,7 @@ pub mod run;
 pub mod watch;
 
 pub use console::Complaint;
-pub use hsm_vm_init::{Job, Terminal};
+pub use hsm_vm_init::{Job, SCRATCH_DIR, Terminal};
 pub use plan::{Accel, Preempt, Vm};
 pub use run::{Output, Session};
 pub use watch::{End, Limits, Outcome};

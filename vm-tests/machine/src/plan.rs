@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use hsm_vm_init::{CONTROL, HOST_TAG, JOB_TAG, STDERR, STDOUT};
@@ -43,6 +44,20 @@ impl Preempt {
         match self {
             Self::Full => "full",
             Self::Lazy => "lazy",
+        }
+    }
+}
+
+impl FromStr for Preempt {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "full" => Ok(Self::Full),
+            "lazy" => Ok(Self::Lazy),
+            "none" | "voluntary" => Err(format!(
+                "Linux 7 on x86 has no preemption model '{text}' any more, only full and lazy"
+            )),
+            _ => Err("the preemption models are full and lazy".to_owned()),
         }
     }
 }
@@ -253,14 +268,17 @@ mod tests {
 
     #[test]
     fn warnings_are_shown_and_the_model_is_chosen() {
-        let vm = Vm {
-            preempt: Some(Preempt::Full),
-            kernel_args: vec!["kmemleak=on".into()],
-            ..vm()
-        };
+        let vm =
+            Vm { preempt: Some(Preempt::Full), kernel_args: vec!["kmemleak=on".into()], ..vm() };
         let line = vm.command_line();
         assert!(line.contains("loglevel=5") && !line.contains("quiet"), "{line}");
         assert!(line.ends_with("preempt=full kmemleak=on"), "{line}");
+    }
+
+    #[test]
+    fn models_that_the_kernel_no_longer_has_are_explained() {
+        assert_eq!("lazy".parse(), Ok(Preempt::Lazy));
+        assert!("none".parse::<Preempt>().unwrap_err().contains("any more"));
     }
 
     #[test]
