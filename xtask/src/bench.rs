@@ -23,6 +23,7 @@ use crate::demo::parse_fs;
 use crate::lab::{LIMIT, Lab, drop_caches, enter, exe, read_latency, timed};
 use crate::steps::{note, step};
 
+mod instructions;
 mod results;
 
 /// Options of `cargo xtask bench`.
@@ -40,6 +41,12 @@ pub(crate) struct Options {
     /// Rounds; the median counts
     #[arg(long, default_value_t = 3)]
     rounds: u32,
+    /// Count the instructions of an open and a read of an online file instead, in the guest
+    #[arg(long)]
+    instructions: bool,
+    /// The guest's part of that
+    #[arg(long, hide = true)]
+    instructions_inside: bool,
     /// Where the numbers go as JSON
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
@@ -64,6 +71,9 @@ const SAMPLES: u64 = 1000;
 
 /// Runs the bench.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.instructions {
+        return instructions::host(options.fs);
+    }
     match enter("cargo xtask bench")? {
         Role::Done(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(101))),
         Role::Inside(dir) => inside(options, &dir).map(|()| ExitCode::SUCCESS),
@@ -71,6 +81,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 fn inside(options: &Options, dir: &Path) -> Result<()> {
+    if options.instructions_inside {
+        return instructions::guest(options.fs, dir);
+    }
     let image = options.big * 3 + options.files * 3 * 8192 + (1 << 30);
     let mut plain = LoopFs::create(options.fs, dir, "plain", image)?;
     let lab = Lab::new(options.fs, dir, image, &exe()?)?;

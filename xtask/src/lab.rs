@@ -51,8 +51,30 @@ pub(crate) struct Lab {
 impl Lab {
     /// Makes the file system, the store and the agent below `dir`.
     pub(crate) fn new(kind: FsKind, dir: &Path, image_bytes: u64, exe: &Path) -> Result<Self> {
+        Self::with_config(kind, dir, image_bytes, exe, |_| {})
+    }
+
+    /// As [`new`](Self::new), in this tier.
+    pub(crate) fn with_tier(
+        kind: FsKind,
+        dir: &Path,
+        image_bytes: u64,
+        exe: &Path,
+        tier: &str,
+    ) -> Result<Self> {
+        Self::with_config(kind, dir, image_bytes, exe, |config| config.tier = Some(tier.into()))
+    }
+
+    fn with_config(
+        kind: FsKind,
+        dir: &Path,
+        image_bytes: u64,
+        exe: &Path,
+        configure: impl FnOnce(&mut PoolConfig),
+    ) -> Result<Self> {
         let fs = LoopFs::create(kind, dir, "managed", image_bytes)?;
-        let config = PoolConfig::new(dir, fs.path());
+        let mut config = PoolConfig::new(dir, fs.path());
+        configure(&mut config);
         let hsm = Hsm::new(exe, &config.write()?);
         let agent = Agent::start(exe, dir)?;
         Ok(Self { agent, hsm, config, fs, dir: dir.to_path_buf() })
@@ -73,6 +95,12 @@ impl Lab {
     pub(crate) fn verb(&self, verb: &str, path: &Path) -> Result<Duration> {
         let args = [verb.as_ref(), "-r".as_ref(), path.as_os_str()];
         timed(self.hsm.command(args))
+    }
+
+    /// Kills both of the agent's processes.
+    pub(crate) fn kill_agent(&mut self) -> Result<()> {
+        self.agent.killer().kill();
+        self.agent.kill_holder()
     }
 
     /// Stops the agent and takes the file system down; what fails here fails the run.

@@ -21,6 +21,8 @@ mod command;
 mod guest;
 mod suite;
 
+pub(crate) use guest::{Guest, job};
+
 /// Options of `cargo xtask vm`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -124,6 +126,8 @@ impl From<AccelOption> for Accel {
 pub(crate) enum Tier {
     /// fanotify only; a stock kernel
     UserFilter,
+    /// Kernel programs; a stock kernel with BPF LSM
+    LsmFilter,
 }
 
 impl Tier {
@@ -131,11 +135,27 @@ impl Tier {
     fn name(self) -> &'static str {
         match self {
             Self::UserFilter => "user-filter",
+            Self::LsmFilter => "lsm-filter",
         }
     }
 }
 
 impl Machine {
+    /// One processor whose clock counts instructions.
+    pub(crate) fn counting() -> Self {
+        Self {
+            smp: 1,
+            memory: 2048,
+            debug: false,
+            preempt: None,
+            icount: true,
+            accel: None,
+            kernel_arg: Vec::new(),
+            limit: 60,
+            console: false,
+        }
+    }
+
     fn job_limit(&self) -> Duration {
         Duration::from_secs(self.limit * 60)
     }
