@@ -26,7 +26,7 @@ use crate::holder::protocol::EventFrame;
 use crate::intercept::{Interceptor, UserFilter};
 use crate::marker::Attributes;
 use crate::recall::{Budget, Progresses, Settler, settle};
-use crate::store::StoreError;
+use crate::store::{Remembered, StoreError};
 use crate::sys::fanotify::Verdict;
 use crate::sys::lease::BreakWatch;
 use crate::sys::{process, signal};
@@ -375,7 +375,8 @@ impl Watched {
     ) -> Result<Arc<Pool>, EngineError> {
         let name = self.config.name.clone();
         let _inside = shared.runtime.enter();
-        let store = crate::store::open(&self.config.store)
+        let remembered = Remembered::in_file(config.agent.store_identity_path(&name));
+        let store = crate::store::open(&self.config.store, Some(remembered))
             .map_err(|source| EngineError::Store { pool: name.clone(), source })?;
         let catalog = Catalog::open_for(&config.agent.catalog_path(&name), &self.instance)
             .map_err(|e| EngineError::Catalog { pool: name.clone(), source: Box::new(e) })?;
