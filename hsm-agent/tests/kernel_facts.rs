@@ -223,3 +223,17 @@ fn handles_name_a_file_until_it_is_gone() {
         assert!(handle::of_fd(&other).unwrap() != key, "a new file has the old identity");
     });
 }
+
+/// The state of a file is derived without opening it, which would recall it.
+#[test]
+fn a_handle_tells_the_generation_that_the_ioctl_tells() {
+    on_each_fs(|dir| {
+        for name in ["a", "b"] {
+            let path = dir.join(name);
+            let file = File::create(&path).unwrap();
+            let seen = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
+            let key = handle::of_fd(&seen).unwrap();
+            assert_eq!(key.generation(), Some(inode::generation(&file).unwrap()), "{key:?}");
+        }
+    });
+}
