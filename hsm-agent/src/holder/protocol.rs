@@ -45,6 +45,8 @@ pub enum ToEngine {
     },
     /// Somebody waits.
     Event(EventFrame),
+    /// Are you there? Takes the way of an event, and wants [`ToHolder::Alive`].
+    Ping,
 }
 
 /// From the engine to the holder.
@@ -64,6 +66,8 @@ pub enum ToHolder {
     },
     /// The engine serves: tell the service manager.
     Ready,
+    /// The answer to [`ToEngine::Ping`].
+    Alive,
 }
 
 const HELLO: u32 = 1;
@@ -72,6 +76,8 @@ const EVENT: u32 = 3;
 const OPEN_GROUP: u32 = 4;
 const ANSWER: u32 = 5;
 const READY: u32 = 6;
+const PING: u32 = 16;
+const ALIVE: u32 = 17;
 const NO_RANGE: u32 = 0;
 const RANGE: u32 = 1;
 
@@ -102,6 +108,7 @@ impl ToEngine {
     pub fn send(self, socket: impl AsFd, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let frame = match self {
             Self::Hello => Frame::new(HELLO),
+            Self::Ping => Frame::new(PING),
             Self::Group { group } => Frame { group, ..Frame::new(GROUP) },
             Self::Event(e) => Frame {
                 group: e.group,
@@ -123,6 +130,7 @@ impl ToEngine {
         let Some((f, fd)) = receive(socket, true)? else { return Ok(None) };
         let message = match f.kind {
             HELLO => Self::Hello,
+            PING => Self::Ping,
             GROUP => Self::Group { group: f.group },
             EVENT => Self::Event(EventFrame {
                 id: f.id,
@@ -148,6 +156,7 @@ impl ToHolder {
                 Frame { id, response: verdict.to_response(), ..Frame::new(ANSWER) }
             }
             Self::Ready => Frame::new(READY),
+            Self::Alive => Frame::new(ALIVE),
         };
         message::send(socket, bytemuck::bytes_of(&frame), None, true)
     }
@@ -159,6 +168,7 @@ impl ToHolder {
             OPEN_GROUP => Self::OpenGroup { name: f.name },
             ANSWER => Self::Answer { id: f.id, verdict: Verdict::from_response(f.response) },
             READY => Self::Ready,
+            ALIVE => Self::Alive,
             other => return Err(unknown(other)),
         }))
     }
@@ -202,7 +212,9 @@ mod tests {
             range: Some(ByteRange { offset: 1 << 40, count: 0 }),
             event_fd: 17,
         };
-        for m in [ToEngine::Hello, ToEngine::Group { group: 9 }, ToEngine::Event(event)] {
+        for m in
+            [ToEngine::Hello, ToEngine::Group { group: 9 }, ToEngine::Event(event), ToEngine::Ping]
+        {
             let file = std::fs::File::open("/dev/null").unwrap();
             m.send(&a, Some(file.as_fd())).unwrap();
             let (got, fd) = ToEngine::receive(&b).unwrap().unwrap();
@@ -214,6 +226,7 @@ mod tests {
             ToHolder::Answer { id: 7, verdict: Verdict::Deny(libc::EIO) },
             ToHolder::Answer { id: 8, verdict: Verdict::Allow },
             ToHolder::Ready,
+            ToHolder::Alive,
         ] {
             m.send(&b).unwrap();
             assert_eq!(ToHolder::receive(&a).unwrap(), Some(m));
@@ -221,5 +234,18 @@ mod tests {
         assert!(group_name(&"x".repeat(65)).is_err());
         drop(b);
         assert_eq!(ToHolder::receive(&a).unwrap(), None);
+    }
+
+    #[test]
+    fn question_and_answer_keep_their_bytes() {
+        let (a, b) = message::pair().unwrap();
+        ToEngine::Ping.send(&a, None).unwrap();
+        ToHolder::Alive.send(&b).unwrap();
+        for (socket, kind) in [(&b, 16), (&a, 17)] {
+            let (frame, _) = receive(socket, false).unwrap().unwrap();
+            let mut want = [0; size_of::<Frame>()];
+            want[0] = kind;
+            assert_eq!(bytemuck::bytes_of(&frame), want);
+        }
     }
 }

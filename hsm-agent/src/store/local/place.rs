@@ -23,7 +23,8 @@ pub(super) struct Place {
     /// `None`: whatever is there is the store.
     remembered: Option<Remembered>,
     dir: OnceLock<Arc<Dir>>,
-    opening: Mutex<()>,
+    /// Whether it was looked for in vain; locked while it is opened.
+    missed: Mutex<bool>,
 }
 
 impl Place {
@@ -37,7 +38,7 @@ impl Place {
             path: path.to_owned(),
             remembered,
             dir: OnceLock::new(),
-            opening: Mutex::default(),
+            missed: Mutex::default(),
         };
         match place.dir() {
             Err(error) if known => {
@@ -57,12 +58,15 @@ impl Place {
         if let Some(dir) = self.dir.get() {
             return Ok(dir);
         }
-        let _one = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(dir) = self.dir.get() {
             return Ok(dir);
         }
-        let dir = Arc::new(Dir::open(self.root()?)?);
-        tracing::info!(path = %self.path.display(), "the store is there");
+        let opened = self.root().and_then(Dir::open);
+        if std::mem::replace(&mut *missed, opened.is_err()) && opened.is_ok() {
+            tracing::info!(path = %self.path.display(), "the store is there again");
+        }
+        let dir = Arc::new(opened?);
         Ok(self.dir.get_or_init(|| dir))
     }
 

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::cases;
 use super::mounts::Mount;
-use crate::fixture::{Pool, Sample, assert_read_fails};
+use crate::fixture::{Pool, STORE_IDENTITY, Sample, assert_read_fails};
 
 const MIB: u64 = 1 << 20;
 const EIO: i32 = Errno::IO.raw_os_error();
@@ -119,10 +119,10 @@ fn fill_up(pool: &Pool, rest: u64) -> Result<PathBuf> {
 fn a_full_store_leaves_the_file_resident(pool: &mut Pool) -> Result<()> {
     pool.stop()?;
     let store = pool.store().to_path_buf();
-    let identity = fs::read(store.join(IDENTITY))?;
+    let identity = fs::read(store.join(STORE_IDENTITY))?;
     let tmpfs = Run::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]);
     tmpfs.args([&store]).ok()?;
-    fs::write(store.join(IDENTITY), identity)?;
+    fs::write(store.join(STORE_IDENTITY), identity)?;
     let result = archive_into_full_store(pool);
     Run::new("umount").args(["-l"]).args([&store]).ok()?;
     let file = result?;
@@ -130,9 +130,6 @@ fn a_full_store_leaves_the_file_resident(pool: &mut Pool) -> Result<()> {
     pool.offline(&file.path)?;
     file.check()
 }
-
-/// Says which store a directory is: docs/CONFIGURATION.md.
-const IDENTITY: &str = "hsm-store";
 
 fn an_unmounted_store_denies_until_it_is_mounted(pool: &mut Pool) -> Result<()> {
     // A store of its own disk, known to the agent from here on.
@@ -151,7 +148,7 @@ fn an_unmounted_store_denies_until_it_is_mounted(pool: &mut Pool) -> Result<()> 
     ensure!(fs::read_dir(disk.path())?.next().is_none(), "the mount point was written to");
 
     let wrong = Mount::new(&["-t", "tmpfs"], "tmpfs", disk.path())?;
-    fs::write(disk.path().join(IDENTITY), format!("hsm-store 1 {:032x}\n", 1))?;
+    fs::write(disk.path().join(STORE_IDENTITY), format!("hsm-store 1 {:032x}\n", 1))?;
     store_is_away(pool, &file, &other, "another store")?;
     drop(wrong);
 

@@ -233,6 +233,8 @@ fn timestamps_of_whole_seconds_prove_nothing(pool: &mut Pool) -> Result<()> {
     let mount = Mount::new(&["-o", "loop"], &source, &pool.outside("small"))?;
     pool.config.mount = mount.0.clone();
     pool.config.store = pool.outside("small-store");
+    // Another store on purpose.
+    fs::remove_file(pool.config.state_dir().join("lab.store"))?;
     and_stop(pool, |pool| {
         pool.restart()?;
         let probe = mount.0.join("probe");
