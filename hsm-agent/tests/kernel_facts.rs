@@ -264,3 +264,17 @@ fn a_handle_made_of_an_inodes_numbers_leads_to_the_file() {
         assert!(handle::is_stale(&handle::open(&root, &other, OFlags::PATH).unwrap_err()));
     });
 }
+
+/// The state of a file is derived without opening it, which would recall it.
+#[test]
+fn a_handle_tells_the_generation_that_the_ioctl_tells() {
+    on_each_fs(|dir| {
+        for name in ["a", "b"] {
+            let path = dir.join(name);
+            let file = File::create(&path).unwrap();
+            let seen = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
+            let key = handle::of_fd(&seen).unwrap();
+            assert_eq!(key.generation(), Some(inode::generation(&file).unwrap()), "{key:?}");
+        }
+    });
+}

@@ -54,6 +54,12 @@ impl AgentConfig {
     pub fn catalog_path(&self, pool: &str) -> PathBuf {
         self.state_dir.join(format!("{pool}.db"))
     }
+
+    /// Where the identity of a pool's local store is remembered. Beside the catalogue and not in it:
+    /// the catalogue can be made anew at any time, also while the store is away.
+    pub fn store_identity_path(&self, pool: &str) -> PathBuf {
+        self.state_dir.join(format!("{pool}.store"))
+    }
 }
 
 /// `[limits]`.

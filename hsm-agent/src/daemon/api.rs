@@ -22,7 +22,7 @@ use crate::control::types::{
 };
 use crate::control::{AgentApi, ApiError, ApiErrorKind, Peer};
 use crate::core::FileState;
-use crate::marker::{InodeFd, MarkerState, PolicyFlags};
+use crate::marker::InodeFd;
 use crate::scanner::{Found, Walker, relative_to};
 use crate::store::{StoreConfig, StoreKind};
 use crate::sys::process;
@@ -230,35 +230,12 @@ fn state_of(pools: &[Arc<Pool>], path: &WirePath, peer: Peer) -> StateEntry {
 
 fn report(pool: &Pool, path: &WirePath, candidate: &Candidate) -> StateEntry {
     let fd = InodeFd::Path(candidate.path.as_fd());
-    let read = pool.attributes.marker(fd).and_then(|m| Ok((m, pool.attributes.record(fd)?)));
-    let (marker, record) = match read {
-        Ok(both) => both,
+    let facts = match pool.attributes.facts(fd, &candidate.stat, Some(&candidate.file.key)) {
+        Ok(facts) => facts,
         Err(e) => {
-            let detail = e.to_string();
-            let reason = Reason::UnreadableMarker;
+            let (reason, detail) = (Reason::of_inode(&e), e.to_string());
             return StateEntry::Error(PathError { path: path.clone(), reason, detail });
         }
     };
-    let copy = record.as_ref().and_then(|r| r.archived);
-    let now = candidate.stat.version(copy.map_or(0, |c| c.version.generation));
-    let state = match (&marker, &copy) {
-        (Some(m), _) if m.state == MarkerState::Lost => FileState::Lost,
-        (Some(m), _) if m.state == MarkerState::Partial => FileState::Partial,
-        (Some(_), _) => FileState::Offline,
-        (None, Some(c)) if now.same_data_times(&c.version) => FileState::Archived,
-        (None, Some(_)) => FileState::Dirty,
-        (None, None) => FileState::Resident,
-    };
-    let has = |flag| record.as_ref().is_some_and(|r| r.policy.contains(flag));
-    StateEntry::File(StateReport {
-        path: path.clone(),
-        state,
-        pinned: has(PolicyFlags::PINNED),
-        noarchive: has(PolicyFlags::NOARCHIVE),
-        size: candidate.stat.size,
-        local_bytes: candidate.stat.allocated,
-        object: marker.map(|m| m.object).or(copy.map(|c| c.object)),
-        archived_at: copy.map(|c| c.archived_at_ns / 1_000_000_000),
-        detail: String::new(),
-    })
+    StateEntry::File(StateReport::new(path.clone(), facts, &candidate.stat))
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
-use super::link::Link;
+use super::link::{Incoming, Link};
 use super::lock::{AgentLock, LockError};
 use super::metrics::Metrics;
 use super::mount::{self, MountError};
@@ -27,7 +27,7 @@ use crate::holder::protocol::EventFrame;
 use crate::intercept::{Interceptor, LsmFilter, Tier, UserFilter, choose};
 use crate::marker::Attributes;
 use crate::recall::{Budget, Progresses, Settler, settle};
-use crate::store::StoreError;
+use crate::store::{Remembered, StoreError};
 use crate::sys::fanotify::Verdict;
 use crate::sys::lease::BreakWatch;
 use crate::sys::{process, signal};
@@ -174,7 +174,7 @@ impl Engine {
             orphaned: CancellationToken::new(),
             _lock: lock,
         };
-        engine.start_event_threads()?;
+        engine.start_event_threads(runtime)?;
         for pool in &engine.pools {
             let failed =
                 |e| EngineError::Catalog { pool: pool.config.name.clone(), source: Box::new(e) };
@@ -189,13 +189,14 @@ impl Engine {
         Ok(engine)
     }
 
-    fn start_event_threads(&self) -> Result<(), EngineError> {
+    fn start_event_threads(&self, runtime: &tokio::runtime::Handle) -> Result<(), EngineError> {
         for n in 0..EVENT_THREADS {
             let (link, pools) = (Arc::clone(&self.link), self.pools.clone());
+            let runtime = runtime.clone();
             let orphaned = self.orphaned.clone();
             std::thread::Builder::new()
                 .name(format!("events-{n}"))
-                .spawn(move || take_events(&link, &pools, &orphaned))
+                .spawn(move || take_events(&link, &pools, &runtime, &orphaned))
                 .map_err(system("no threads"))?;
         }
         Ok(())
@@ -299,13 +300,21 @@ impl Signals {
     }
 }
 
-fn take_events(link: &Link, pools: &[Arc<Pool>], orphaned: &CancellationToken) {
+fn take_events(
+    link: &Arc<Link>,
+    pools: &[Arc<Pool>],
+    runtime: &tokio::runtime::Handle,
+    orphaned: &CancellationToken,
+) {
     loop {
-        match link.next_event() {
-            Ok(Some((frame, fd))) => match pools.iter().find(|p| p.number == frame.group) {
-                Some(pool) => pool.take_event(frame, fd),
-                None => deny_unmanaged(link, &frame),
-            },
+        match link.next() {
+            Ok(Some(Incoming::Ping)) => prove_alive(link, pools, runtime),
+            Ok(Some(Incoming::Event(frame, fd))) => {
+                match pools.iter().find(|p| p.number == frame.group) {
+                    Some(pool) => pool.take_event(frame, fd),
+                    None => deny_unmanaged(link, &frame),
+                }
+            }
             Ok(None) => return orphaned.cancel(),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
@@ -314,6 +323,19 @@ fn take_events(link: &Link, pools: &[Arc<Pool>], orphaned: &CancellationToken) {
             }
         }
     }
+}
+
+/// Answers the holder's question by way of everything that an answer to a reader needs: this thread
+/// took it, the state machines are not locked up, and the runtime, which deadlines and stores rely
+/// on, runs tasks.
+fn prove_alive(link: &Arc<Link>, pools: &[Arc<Pool>], runtime: &tokio::runtime::Handle) {
+    pools.iter().for_each(|pool| drop(pool.inflight()));
+    let link = Arc::clone(link);
+    runtime.spawn(async move {
+        if let Err(error) = link.alive() {
+            tracing::error!(%error, "the holder does not take answers");
+        }
+    });
 }
 
 /// A group of a pool that the configuration does not have any more, or has with another mount or
@@ -404,7 +426,8 @@ impl Watched {
     ) -> Result<Arc<Pool>, EngineError> {
         let name = self.config.name.clone();
         let _inside = shared.runtime.enter();
-        let store = crate::store::open(&self.config.store)
+        let remembered = Remembered::in_file(config.agent.store_identity_path(&name));
+        let store = crate::store::open(&self.config.store, Some(remembered))
             .map_err(|source| EngineError::Store { pool: name.clone(), source })?;
         let catalog = Catalog::open_for(&config.agent.catalog_path(&name), &self.instance)
             .map_err(|e| EngineError::Catalog { pool: name.clone(), source: Box::new(e) })?;

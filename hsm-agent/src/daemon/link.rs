@@ -6,6 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use crate::holder::protocol::{EventFrame, SOCKET_VARIABLE, ToEngine, ToHolder, padded};
 use crate::sys::fanotify::{Group, Verdict};
 
+/// What the holder wants of an engine that serves.
+#[derive(Debug)]
+pub enum Incoming {
+    /// Somebody waits.
+    Event(EventFrame, OwnedFd),
+    /// The holder asks whether we are there.
+    Ping,
+}
+
 /// Connection to the holder.
 #[derive(Debug)]
 pub struct Link {
@@ -59,11 +68,14 @@ impl Link {
         }
     }
 
-    /// The next event. `Ok(None)`: the holder is gone. Several threads may call this.
-    pub fn next_event(&self) -> io::Result<Option<(EventFrame, OwnedFd)>> {
+    /// What comes next. `Ok(None)`: the holder is gone. Several threads may call this.
+    pub fn next(&self) -> io::Result<Option<Incoming>> {
         loop {
             match ToEngine::receive(&self.socket)? {
-                Some((ToEngine::Event(event), Some(fd))) => return Ok(Some((event, fd))),
+                Some((ToEngine::Event(event), Some(fd))) => {
+                    return Ok(Some(Incoming::Event(event, fd)));
+                }
+                Some((ToEngine::Ping, _)) => return Ok(Some(Incoming::Ping)),
                 // A descriptor that did not fit our limit: the holder still has the event.
                 Some((ToEngine::Event(event), None)) => {
                     self.answer(&event, Verdict::Deny(libc::EAGAIN))?;
@@ -77,6 +89,11 @@ impl Link {
     /// Answers an event. Fails when the holder is gone: then the sentinel denies all that it knew.
     pub fn answer(&self, event: &EventFrame, verdict: Verdict) -> io::Result<()> {
         ToHolder::Answer { id: event.id, verdict }.send(self.socket.as_fd(), None)
+    }
+
+    /// Answers [`Incoming::Ping`].
+    pub fn alive(&self) -> io::Result<()> {
+        ToHolder::Alive.send(self.socket.as_fd(), None)
     }
 
     /// Tells that the engine serves.

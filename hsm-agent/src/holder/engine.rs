@@ -70,6 +70,7 @@ impl Engine {
         self.child.wait().map(Some)
     }
 
+    /// SIGKILL. It cannot meet another process: the id is not free before [`Self::ended`] reaps it.
     pub(super) fn kill(&mut self) {
         let _ = self.child.kill();
     }

@@ -10,6 +10,7 @@
 //!
 //! - If the engine dies, the holder starts it again and hands it every event that is still
 //!   unanswered: the blocked readers notice nothing but time.
+//! - An engine that hangs is noticed ([`watchdog`]), killed, and then it is like one that died.
 //! - Accesses by the engine itself are allowed by the reader threads at once. They are told by
 //!   the process id, which cannot be forged: the engine is our child, and its id is not free for
 //!   others until we reap it, before which the exemption is withdrawn.
@@ -25,5 +26,6 @@ mod reader;
 mod requests;
 mod run;
 mod shared;
+mod watchdog;
 
 pub use run::{HolderError, MAX_WAITING, run};

@@ -50,6 +50,8 @@ pub enum ToEngine {
     },
     /// Somebody waits.
     Event(EventFrame),
+    /// Are you there? Takes the way of an event, and wants [`ToHolder::Alive`].
+    Ping,
 }
 
 /// From the engine to the holder.
@@ -79,6 +81,8 @@ pub enum ToHolder {
     },
     /// The engine serves: tell the service manager.
     Ready,
+    /// The answer to [`ToEngine::Ping`].
+    Alive,
 }
 
 const HELLO: u32 = 1;
@@ -90,6 +94,8 @@ const READY: u32 = 6;
 const PROGRAMS: u32 = 7;
 const COVER: u32 = 8;
 const DONE: u32 = 9;
+const PING: u32 = 16;
+const ALIVE: u32 = 17;
 const NO_RANGE: u32 = 0;
 const RANGE: u32 = 1;
 
@@ -120,6 +126,7 @@ impl ToEngine {
     pub fn send(self, socket: impl AsFd, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let frame = match self {
             Self::Hello => Frame::new(HELLO),
+            Self::Ping => Frame::new(PING),
             Self::Group { group } => Frame { group, ..Frame::new(GROUP) },
             Self::Done { errno } => Frame { response: errno.cast_unsigned(), ..Frame::new(DONE) },
             Self::Event(e) => Frame {
@@ -142,6 +149,7 @@ impl ToEngine {
         let Some((f, fd)) = receive(socket, true)? else { return Ok(None) };
         let message = match f.kind {
             HELLO => Self::Hello,
+            PING => Self::Ping,
             GROUP => Self::Group { group: f.group },
             DONE => Self::Done { errno: f.response.cast_signed() },
             EVENT => Self::Event(EventFrame {
@@ -170,6 +178,7 @@ impl ToHolder {
                 Frame { id, response: verdict.to_response(), ..Frame::new(ANSWER) }
             }
             Self::Ready => Frame::new(READY),
+            Self::Alive => Frame::new(ALIVE),
         };
         message::send(socket, bytemuck::bytes_of(&frame), fd, true)
     }
@@ -183,6 +192,7 @@ impl ToHolder {
             COVER => Self::Cover { group: f.group, marker: f.name },
             ANSWER => Self::Answer { id: f.id, verdict: Verdict::from_response(f.response) },
             READY => Self::Ready,
+            ALIVE => Self::Alive,
             other => return Err(unknown(other)),
         };
         Ok(Some((message, fd)))
@@ -228,7 +238,8 @@ mod tests {
             event_fd: 17,
         };
         let done = ToEngine::Done { errno: -1 };
-        for m in [ToEngine::Hello, ToEngine::Group { group: 9 }, done, ToEngine::Event(event)] {
+        let group = ToEngine::Group { group: 9 };
+        for m in [ToEngine::Hello, group, done, ToEngine::Event(event), ToEngine::Ping] {
             let file = std::fs::File::open("/dev/null").unwrap();
             m.send(&a, Some(file.as_fd())).unwrap();
             let (got, fd) = ToEngine::receive(&b).unwrap().unwrap();
@@ -242,6 +253,7 @@ mod tests {
             ToHolder::Answer { id: 7, verdict: Verdict::Deny(libc::EIO) },
             ToHolder::Answer { id: 8, verdict: Verdict::Allow },
             ToHolder::Ready,
+            ToHolder::Alive,
         ] {
             let file = std::fs::File::open("/dev/null").unwrap();
             m.send(&b, Some(file.as_fd())).unwrap();
@@ -252,5 +264,18 @@ mod tests {
         assert!(padded(&"x".repeat(65)).is_err());
         drop(b);
         assert!(ToHolder::receive(&a).unwrap().is_none());
+    }
+
+    #[test]
+    fn question_and_answer_keep_their_bytes() {
+        let (a, b) = message::pair().unwrap();
+        ToEngine::Ping.send(&a, None).unwrap();
+        ToHolder::Alive.send(&b, None).unwrap();
+        for (socket, kind) in [(&b, 16), (&a, 17)] {
+            let (frame, _) = receive(socket, false).unwrap().unwrap();
+            let mut want = [0; size_of::<Frame>()];
+            want[0] = kind;
+            assert_eq!(bytemuck::bytes_of(&frame), want);
+        }
     }
 }

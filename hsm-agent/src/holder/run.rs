@@ -14,6 +14,7 @@ use rustix::time::Timespec;
 use super::engine::Engine;
 use super::protocol::{ToEngine, ToHolder};
 use super::shared::Shared;
+use super::watchdog::{Look, Watchdog};
 use super::{reader, requests};
 use crate::sys::fanotify::{Class, Group, GroupOptions};
 use crate::sys::process::raise_descriptor_limit;
@@ -64,6 +65,7 @@ pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
         served: false,
         stopping: None,
         restart: Restart::default(),
+        watchdog: Watchdog::from_environment(),
     };
     let code = holder.main_loop(&signals)?;
     holder.leave();
@@ -85,6 +87,7 @@ struct Holder<'a> {
     served: bool,
     stopping: Option<Instant>,
     restart: Restart,
+    watchdog: Watchdog,
 }
 
 impl Holder<'_> {
@@ -142,7 +145,11 @@ impl Holder<'_> {
     fn engine_messages(&mut self) {
         let Some(engine) = self.shared.engine() else { return };
         loop {
-            match ToHolder::receive(&*engine) {
+            let message = ToHolder::receive(&*engine);
+            if matches!(message, Ok(Some(_))) {
+                self.watchdog.heard();
+            }
+            match message {
                 Ok(Some((ToHolder::Answer { id, verdict }, _))) => {
                     let event = self.shared.pending().remove(id);
                     match event {
@@ -158,6 +165,7 @@ impl Holder<'_> {
                     done(&engine, self.shared.programs.cover(&self.shared, group, &marker, root));
                 }
                 Ok(Some((ToHolder::Ready, _))) => self.ready(),
+                Ok(Some((ToHolder::Alive, _))) => {}
                 // Its end is noticed by SIGCHLD.
                 Ok(None) => {
                     self.shared.set_engine(None);
@@ -214,6 +222,7 @@ impl Holder<'_> {
         self.restart = Restart { count: self.restart.count, ..Restart::default() };
         self.shared.denying.store(false, Ordering::SeqCst);
         self.shared.serving.store(true, Ordering::SeqCst);
+        self.watchdog.begin(Instant::now());
         if !self.served {
             tracing::info!("ready");
         }
@@ -228,6 +237,7 @@ impl Holder<'_> {
         let ended = engine.ended(&self.shared)?;
         if ended.is_some() {
             self.engine = None;
+            self.watchdog.end();
         }
         Ok(ended)
     }
@@ -256,6 +266,7 @@ impl Holder<'_> {
             }
         }
         self.shared.programs.beat(self.shared.pending().requests());
+        self.watch(now);
         let absent = self.restart.without_engine_since;
         if absent.is_some_and(|since| now - since > NO_ENGINE_LIMIT) && !self.shared.is_denying() {
             self.shared.denying.store(true, Ordering::SeqCst);
@@ -269,6 +280,34 @@ impl Holder<'_> {
         }
     }
 
+    fn watch(&mut self, now: Instant) {
+        match self.watchdog.look(now) {
+            Look::Wait => {}
+            Look::Ask => {
+                let Some(engine) = self.shared.engine() else { return };
+                // No room in its socket: then it has events to take, and answers them or hangs.
+                if let Err(error) = ToEngine::Ping.send(&*engine, None) {
+                    tracing::debug!(%error, "the engine could not be asked whether it is there");
+                }
+            }
+            Look::Hung => self.kill_hung(now),
+        }
+    }
+
+    /// From here on it is an engine that died, except that its end may be long in coming: then
+    /// those who wait are denied as if there were none.
+    fn kill_hung(&mut self, now: Instant) {
+        let Some(engine) = &mut self.engine else { return };
+        let waiting = self.shared.pending().len();
+        tracing::error!(
+            pid = engine.pid(), waiting, limit = ?self.watchdog.limit(),
+            "the engine hangs: it lives but has said nothing for longer than the limit; killing it"
+        );
+        self.shared.serving.store(false, Ordering::SeqCst);
+        self.restart.without_engine_since.get_or_insert(now);
+        engine.kill();
+    }
+
     fn stop(&mut self) {
         if self.stopping.is_some() {
             return;
@@ -276,6 +315,7 @@ impl Holder<'_> {
         tracing::info!("stopping");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         self.stopping = Some(Instant::now());
+        self.watchdog.end();
         match &self.engine {
             Some(engine) => engine.terminate(),
             // Between two engines: the next one is not started any more.

@@ -8,8 +8,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::{
-    MAP_XATTR, MapError, Marker, MarkerError, RECORD_XATTR, Record, RecordError, ResidencyMap,
+    Facts, MAP_XATTR, MapError, Marker, MarkerError, RECORD_XATTR, RawAttributes, Record,
+    RecordError, ResidencyMap, Unjudged, judge,
 };
+use crate::core::FileKey;
+use crate::sys::inode::Stat;
 use crate::sys::xattr;
 
 /// Why an attribute of the inode says nothing.
@@ -34,6 +37,9 @@ pub enum InodeError {
     /// The residency map is there and makes no sense.
     #[error("the residency map is not readable: {0}")]
     Map(#[from] MapError),
+    /// All of them are there, and together they say nothing.
+    #[error(transparent)]
+    Unjudged(#[from] Unjudged),
 }
 
 /// A descriptor on an inode: as opened, or `O_PATH` (then calls go through `/proc/self/fd`).
@@ -88,6 +94,19 @@ impl Attributes {
                 Ok(empty()?)
             }),
         }
+    }
+
+    /// What the attributes mean together. `key` is the inode's handle.
+    pub fn facts(
+        &self,
+        fd: InodeFd<'_>,
+        stat: &Stat,
+        key: Option<&FileKey>,
+    ) -> Result<Facts, InodeError> {
+        let (marker, record) = (get(fd, &self.marker)?, get(fd, &self.record)?);
+        let map = if marker.is_some() { get(fd, &self.map)? } else { None };
+        let raw = RawAttributes { marker, record, map };
+        Ok(judge(&raw, stat, key.and_then(FileKey::generation))?)
     }
 
     /// Sets the marker.

@@ -6,12 +6,14 @@
 //! decide residency; the record only says what the store holds.
 
 mod codec;
+mod facts;
 mod inode;
 mod map;
 mod record;
 mod wire;
 
 pub use codec::{Marker, MarkerError, MarkerFlags, MarkerState, Owner};
+pub use facts::{Facts, RawAttributes, Unjudged, judge};
 pub use hsm_common::chunk::{chunk_count, chunk_shift_for};
 pub use hsm_common::marker::{MAP_XATTR, MARKER_LEN, MARKER_XATTR, RECORD_XATTR};
 pub use inode::{Attributes, InodeError, InodeFd};

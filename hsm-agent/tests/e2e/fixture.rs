@@ -38,6 +38,9 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// Size from which a released file must have given its blocks back.
 const SURELY_BLOCKS: u64 = 64 << 10;
 
+/// Says which store a directory is: docs/CONFIGURATION.md.
+pub(crate) const STORE_IDENTITY: &str = "hsm-store";
+
 /// Blocks (of 512 bytes) that xattrs may occupy.
 const XATTR_BLOCKS: u64 = 16;
 
@@ -174,7 +177,7 @@ impl Pool {
     /// Starts the agent with the current configuration.
     pub(crate) fn start(&mut self) -> Result<()> {
         self.config.write()?;
-        self.agent = Some(Agent::start(exe(), &self.dir)?);
+        self.agent = Some(Agent::start_with(exe(), &self.dir, &self.config.environment)?);
         Ok(())
     }
 
@@ -356,6 +359,7 @@ impl Pool {
     pub(crate) fn objects(&self) -> Result<Vec<PathBuf>> {
         let mut files = hsm_lab::content::files_below(self.store())?;
         files.retain(|f| fs::metadata(f).is_ok_and(|m| m.len() > 0));
+        files.retain(|f| !f.ends_with(STORE_IDENTITY));
         Ok(files)
     }
 

@@ -44,6 +44,11 @@ pub struct PeakMemory {
 impl Agent {
     /// Starts `exe --config dir/hsm.toml agent` and waits until it is ready.
     pub fn start(exe: &Path, dir: &Path) -> Result<Self> {
+        Self::start_with(exe, dir, &[])
+    }
+
+    /// [`start`](Self::start) with environment variables.
+    pub fn start_with(exe: &Path, dir: &Path, environment: &[(String, String)]) -> Result<Self> {
         let log = dir.join("agent.log");
         let out = File::options().create(true).append(true).open(&log)?;
         let notify = dir.join("notify.sock");
@@ -53,6 +58,7 @@ impl Agent {
             .arg("--config")
             .arg(dir.join("hsm.toml"))
             .arg("agent")
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)

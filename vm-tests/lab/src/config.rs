@@ -29,6 +29,8 @@ pub struct PoolConfig {
     pub store_options: Vec<String>,
     /// Lines of another `[pool.store]` in place of the local one.
     pub other_store: Option<Vec<String>>,
+    /// Environment variables for the agent.
+    pub environment: Vec<(String, String)>,
     /// The tracing filter; `HSM_LAB_LOG` overrides it.
     pub log: String,
 }

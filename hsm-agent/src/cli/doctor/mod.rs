@@ -116,7 +116,9 @@ fn examine_pool(
         let marker = CString::new(pool.marker.as_str()).map_err(Failure::usage)?;
         found.push(pool::unguarded(&pool.mount, &marker));
     }
-    found.push(context.block_on(async { Ok::<_, Failure>(stores::check(pool).await) })?);
+    let remembered = config.agent.store_identity_path(&pool.name);
+    let check = async { Ok::<_, Failure>(stores::check(pool, remembered).await) };
+    found.push(context.block_on(check)?);
     Ok((found, Interceptable { pool: pool.name.clone(), works }))
 }
 

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Reason, WirePath};
 use crate::core::{FileState, ObjectId};
+use crate::marker::{Facts, PolicyFlags};
+use crate::sys::inode::Stat;
 
 /// The agent as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -182,6 +184,23 @@ pub struct StateReport {
     /// Anything worth a sentence.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
+}
+
+impl StateReport {
+    /// Of what is known of the file.
+    pub fn new(path: WirePath, facts: Facts, stat: &Stat) -> Self {
+        Self {
+            path,
+            state: facts.state,
+            pinned: facts.policy.contains(PolicyFlags::PINNED),
+            noarchive: facts.policy.contains(PolicyFlags::NOARCHIVE),
+            size: stat.size,
+            local_bytes: stat.allocated,
+            object: facts.object,
+            archived_at: facts.copy.map(|copy| copy.archived_at_ns.div_euclid(1_000_000_000)),
+            detail: facts.detail,
+        }
+    }
 }
 
 /// A path that could not be looked at. The others of the request can.

@@ -5,7 +5,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use hsm_lab::patience;
+use hsm_lab::run::kill;
+use hsm_lab::{PoolConfig, patience};
+use rustix::process::Signal;
 
 use super::cases;
 use crate::fixture::{Pool, STOP_LIMIT, Sample};
@@ -15,6 +17,8 @@ const MIB: u64 = 1 << 20;
 cases! {
     readers_survive_the_death_of_the_engine,
     readers_survive_repeated_deaths_of_the_engine,
+    readers_survive_an_engine_that_hangs with quick_watchdog,
+    a_long_recall_is_no_hang with quick_watchdog,
     archives_survive_the_death_of_the_engine,
     a_clean_stop_answers_every_waiting_reader,
     a_killed_reader_frees_itself,
@@ -73,6 +77,44 @@ fn readers_survive_repeated_deaths_of_the_engine(pool: &mut Pool) -> Result<()> 
     all_right(&files, readers)?;
     pool.restart_fast()?;
     pool.offline_file("after", MIB)?.check()
+}
+
+/// Silence of one second costs the engine its life, instead of a minute.
+fn quick_watchdog(config: &mut PoolConfig) {
+    config.environment.push(("HSM_ENGINE_HANG_LIMIT_MS".into(), "1000".into()));
+}
+
+fn readers_survive_an_engine_that_hangs(pool: &mut Pool) -> Result<()> {
+    let (files, readers) = waiting_readers(pool, 3)?;
+    let late = pool.file("late", MIB)?;
+    let engines = pool.agent()?.engines();
+    ensure!(engines.len() == 1, "engines: {engines:?}");
+    kill(engines[0], Signal::STOP);
+    // Its open waits for an engine that has not been told of it yet.
+    let opened = late.path.clone();
+    let opener = thread::spawn(move || fs::read(opened));
+    all_right(&files, readers)?;
+    all_right(std::slice::from_ref(&late), vec![opener])?;
+    ensure!(pool.agent()?.engines() != engines, "the engine that hung is still there");
+    ensure!(pool.agent()?.log().contains("the engine hangs"), "the log does not say so");
+    ensure!(restarts(pool)? == 1, "{} restarts", restarts(pool)?);
+    files.iter().try_for_each(Sample::check)
+}
+
+fn a_long_recall_is_no_hang(pool: &mut Pool) -> Result<()> {
+    let begin = Instant::now();
+    let (files, readers) = waiting_readers(pool, 3)?;
+    all_right(&files, readers)?;
+    ensure!(begin.elapsed() > Duration::from_secs(4), "the recalls were not long");
+    // Nor is having nothing to do.
+    thread::sleep(Duration::from_secs(3));
+    ensure!(restarts(pool)? == 0, "the engine was killed");
+    Ok(())
+}
+
+fn restarts(pool: &mut Pool) -> Result<u64> {
+    let status = pool.hsm.status()?;
+    status.get("engine_restarts").and_then(|n| n.as_u64()).context("no count of restarts")
 }
 
 fn archives_survive_the_death_of_the_engine(pool: &mut Pool) -> Result<()> {
