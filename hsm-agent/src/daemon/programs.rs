@@ -20,7 +20,7 @@ use crate::bpf::{self, Guard, Maps, Settings};
 use crate::config::{Config, PoolConfig};
 use crate::control::ProgramCount;
 use crate::intercept::Tier;
-use crate::sys::fsuuid;
+use crate::sys::{fsuuid, process};
 
 /// What the kernel lets us do.
 #[derive(Debug, Clone)]
@@ -55,8 +55,17 @@ impl Programs {
     }
 
     fn install(&self, config: &Config, link: &Link) -> Result<Maps, String> {
+        if !process::in_initial_pid_namespace().map_err(|e| format!("/proc/self/ns/pid: {e}"))? {
+            return Err("the agent runs in a pid namespace of its own (a container), where it does \
+                        not know its own process number; run it outside"
+                .to_owned());
+        }
         let base = &config.agent.bpf_dir;
-        let settings = Settings::new(base, &self.marker).map_err(|e| e.to_string())?;
+        let settings = Settings {
+            base: base.clone(),
+            marker: self.marker.clone(),
+            ..Settings::default()
+        };
         let maps = Guard::install(&settings).map_err(|e| e.to_string())?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(base, flags, Mode::empty())
@@ -83,12 +92,17 @@ impl Programs {
     /// What the programs counted, without what never happened.
     pub(super) fn counts(&self) -> Vec<ProgramCount> {
         let Some(maps) = &self.maps else { return Vec::new() };
-        let counts = maps.counters().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the kernel programs' counters cannot be read");
-            Vec::new()
-        });
-        let some = counts.into_iter().filter(|(_, count)| *count > 0);
-        some.map(|(counter, count)| ProgramCount { name: counter.name().into(), count }).collect()
+        match maps.counters() {
+            Ok(counts) => counts
+                .iter()
+                .filter(|(_, count)| *count > 0)
+                .map(|(name, count)| ProgramCount { name: name.into(), count })
+                .collect(),
+            Err(error) => {
+                tracing::warn!(%error, "the kernel programs' counters cannot be read");
+                Vec::new()
+            }
+        }
     }
 
     /// From now on the programs act on the file system of `root`. Its watch is in place.

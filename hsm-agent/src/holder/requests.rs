@@ -12,6 +12,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use hsm_common::filter::{KIND_QUERY, KIND_TRUNCATE, KIND_WATCH, Request, Uuid};
@@ -31,6 +32,8 @@ use crate::sys::{fsuuid, handle, inode, xattr};
 pub(super) struct Programs {
     maps: OnceLock<Maps>,
     covered: Mutex<Vec<Covered>>,
+    /// Changes with every beat.
+    beats: AtomicU32,
 }
 
 /// A file system that the programs ask about.
@@ -66,7 +69,7 @@ pub(super) fn serve(
         let maps = Maps::open(&base).map_err(io::Error::other)?;
         let maps = maps.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let requests = maps.requests().map_err(io::Error::other)?;
-        let own = rustix::process::getpid();
+        let own = std::process::id();
         // First exempt, then in service: whoever waits for us must not include us.
         maps.exempt(own).map_err(io::Error::other)?;
         maps.serve(own).map_err(io::Error::other)?;
@@ -87,8 +90,8 @@ impl Programs {
 
     /// The programs pass over this process from now on, until it ends.
     pub(super) fn exempt(&self, pid: i32) -> io::Result<()> {
-        match (self.maps.get(), rustix::process::Pid::from_raw(pid)) {
-            (Some(maps), Some(pid)) => maps.exempt(pid).map_err(io::Error::other),
+        match (self.maps.get(), u32::try_from(pid)) {
+            (Some(maps), Ok(pid)) if pid > 0 => maps.exempt(pid).map_err(io::Error::other),
             _ => Ok(()),
         }
     }
@@ -118,7 +121,7 @@ impl Programs {
     pub(super) fn answer(&self, request: u64, verdict: Verdict) {
         let answer = match verdict {
             Verdict::Allow => Answer::Online,
-            Verdict::Deny(errno) => Answer::Deny(errno),
+            Verdict::Deny(errno) => Answer::Refuse(errno),
         };
         self.tell(request, answer);
     }
@@ -126,19 +129,17 @@ impl Programs {
     /// Renews the patience of those whose requests are with the engine. The engine has its own
     /// deadline for a recall without progress.
     pub(super) fn beat(&self, requests: impl Iterator<Item = u64>) {
-        let Some(maps) = self.maps.get() else { return };
-        for request in requests {
-            if let Err(error) = maps.beat(request) {
-                tracing::debug!(%error, request, "nobody waits any more");
-            }
-        }
+        let beat = self.beats.fetch_add(1, Ordering::Relaxed);
+        requests.for_each(|request| self.tell(request, Answer::Beat(beat)));
     }
 
     fn tell(&self, request: u64, answer: Answer) {
         let Some(maps) = self.maps.get() else { return };
-        if let Err(error) = maps.answer(request, answer) {
-            // The opener's patience or life has ended: it was denied.
-            tracing::debug!(%error, request, "answer not taken");
+        match maps.answer(request, answer) {
+            Ok(true) => {}
+            Ok(false) => tracing::debug!(request, "nobody waits for this any more"),
+            // Nobody is let through by silence: the program's patience ends.
+            Err(error) => tracing::error!(%error, request, "a waiting access cannot be answered"),
         }
     }
 }
@@ -164,7 +165,7 @@ fn take(shared: &Shared, request: &Request) -> Outcome {
     let Some(covered) = covered.filter(|c| c.device == request.device && !shared.is_denying())
     else {
         // A snapshot with the same UUID, a pool that is not ours any more, or an agent that stops.
-        return Outcome::Answer(Answer::Deny(libc::EAGAIN));
+        return Outcome::Answer(Answer::Refuse(libc::EAGAIN));
     };
     let outcome = match request.kind {
         KIND_WATCH => covered.watch(request),
@@ -178,7 +179,7 @@ fn take(shared: &Shared, request: &Request) -> Outcome {
         if errno != libc::ESTALE {
             tracing::error!(%error, ?request, "a file cannot be watched; its open is denied");
         }
-        Outcome::Answer(Answer::Deny(errno))
+        Outcome::Answer(Answer::Refuse(errno))
     })
 }
 
@@ -215,7 +216,7 @@ impl Covered {
             return Ok(Outcome::Answer(Answer::Online));
         }
         if shared.pending().len() >= shared.capacity {
-            return Ok(Outcome::Answer(Answer::Deny(libc::EAGAIN)));
+            return Ok(Outcome::Answer(Answer::Refuse(libc::EAGAIN)));
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
         let fd = self.open(request, flags)?;

@@ -46,3 +46,12 @@ pub fn may_be_mapping(pid: i32) -> bool {
     };
     threads.flatten().any(mapping)
 }
+
+/// Whether this process has the number by which the whole machine knows it: kernel programs know no
+/// other.
+pub fn in_initial_pid_namespace() -> std::io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`.
+    const INITIAL: u64 = 0xEFFF_FFFC;
+    Ok(std::fs::metadata("/proc/self/ns/pid")?.ino() == INITIAL)
+}
