@@ -4,4 +4,5 @@
 #![no_std]
 
 pub mod chunk;
+pub mod filter;
 pub mod marker;

@@ -1,0 +1,463 @@
+//! What the kernel programs and the agent tell each other: the layout of every shared map.
+//!
+//! An open of a marked file asks for a watch in three steps. The program inserts a [`Wait`] under
+//! a new request number into `WAITS`, submits a [`Request`] with that number through the ring
+//! buffer `REQUESTS`, and looks at both the inode's fsnotify mask and its `Wait` until one of them
+//! answers. The agent may only *update* a `Wait` that is there (`BPF_EXIST`): an answer that comes
+//! after the program has left finds no entry and changes nothing, and because a number is never
+//! given out twice it cannot reach another opener.
+//!
+//! The integers are of the machine's own byte order: nothing here leaves the machine.
+
+use core::mem::{offset_of, size_of};
+
+use bytemuck::{Pod, Zeroable};
+
+/// Version of everything in this module. It is part of the pin directory's name: programs and an
+/// agent of different versions never share a map.
+pub const ABI_VERSION: u32 = 1;
+
+/// Map of [`Coverage`] by file system UUID.
+pub const FILESYSTEMS: &str = "FILESYSTEMS";
+/// Map of start times by process number: who opens marked files without being asked about.
+pub const EXEMPT: &str = "EXEMPT";
+/// Array of one [`Process`]: who serves the requests. All zero: nobody.
+pub const SERVER: &str = "SERVER";
+/// Ring buffer of [`Request`]s.
+pub const REQUESTS: &str = "REQUESTS";
+/// Map of [`Wait`]s by request number.
+pub const WAITS: &str = "WAITS";
+/// Inode storage of [`Cached`] verdicts.
+pub const VERDICTS: &str = "VERDICTS";
+/// Per-CPU array with one `u64` for each [`Counter`].
+pub const COUNTERS: &str = "COUNTERS";
+/// The read-only global of type [`Settings`].
+pub const SETTINGS: &str = "SETTINGS";
+
+/// File systems that can be covered at a time.
+pub const MAX_FILESYSTEMS: u32 = 1024;
+/// Processes that can be exempt at a time.
+pub const MAX_EXEMPT: u32 = 1024;
+/// Openers that can wait in a hook at a time. One more is refused with `EAGAIN`.
+pub const MAX_WAITS: u32 = 16 * 1024;
+/// Bytes of the request ring: a power of two and of pages, room for [`MAX_WAITS`] requests with
+/// the 8 bytes that the kernel puts before each.
+pub const RING_BYTES: u32 = 1024 * 1024;
+
+const _: () = assert!(RING_BYTES as usize >= MAX_WAITS as usize * (size_of::<Request>() + 8));
+
+/// A file system's UUID as in `super_block.s_uuid` and as `FS_IOC_GETFSUUID` tells it.
+///
+/// Not the device number: coverage can be installed before the file system is mounted, it outlives
+/// an unmount, and a mounted snapshot of a covered file system is covered too.
+pub type Uuid = [u8; 16];
+
+/// What a covered file system's programs do about a marked file.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Coverage {
+    /// [`MODE_GUARD`] or [`MODE_FILTER`]. Any other value is treated as [`MODE_GUARD`].
+    pub mode: u32,
+}
+
+/// Refuse what is marked and unwatched; never ask anybody.
+pub const MODE_GUARD: u32 = 1;
+/// Ask the server for a watch.
+pub const MODE_FILTER: u32 = 2;
+
+/// A process that cannot be mistaken for a later one of the same number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Process {
+    /// Start of the process after boot in clock ticks of 10 ms: field 22 of `/proc/PID/stat`, read
+    /// in the initial time namespace.
+    pub start: u64,
+    /// Process number (`tgid`) in the initial PID namespace.
+    pub tgid: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// One question to the agent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Request {
+    /// Number of the request, and key of its [`Wait`]. Never zero, never given out twice while
+    /// the maps live.
+    pub id: u64,
+    /// The file system.
+    pub uuid: Uuid,
+    /// Inode number.
+    pub ino: u64,
+    /// Btrfs: object id of the subvolume's root, without which an inode number says nothing there.
+    /// Elsewhere, and where the kernel's type information does not tell, zero.
+    pub subvolume: u64,
+    /// Inode generation.
+    pub generation: u32,
+    /// Process that is waiting (zero: a kernel thread).
+    pub tgid: u32,
+    /// [`KIND_WATCH`], [`KIND_QUERY`] or [`KIND_TRUNCATE`].
+    pub kind: u32,
+    /// No flag is defined in version 1: zero.
+    pub flags: u32,
+}
+
+/// The inode carries the marker: put a watch on it. Answered [`ANSWER_WATCHED`], or
+/// [`ANSWER_ONLINE`] where the marker is gone by now.
+pub const KIND_WATCH: u32 = 1;
+/// The program was not allowed to read the marker (`EACCES`: an opener for writing only, an
+/// executable without read permission). Look: no marker is [`ANSWER_ONLINE`]; otherwise as
+/// [`KIND_WATCH`].
+pub const KIND_QUERY: u32 = 2;
+/// `truncate(2)` of a file that is or may be marked: fsnotify has looked already and no watch can
+/// help. Recall it now and answer [`ANSWER_ONLINE`]; the caller stays in the hook, so let
+/// [`Wait::beat`] grow while the recall makes progress.
+pub const KIND_TRUNCATE: u32 = 3;
+
+/// The agent's side of a request.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Wait {
+    /// Zero while the agent works; [`ANSWER_ONLINE`], [`ANSWER_WATCHED`]; or a negative error
+    /// number, which the opener gets. Any other value refuses with `EAGAIN`.
+    pub verdict: i32,
+    /// Any change says that there is progress and renews the opener's patience.
+    pub beat: u32,
+}
+
+/// All data is local (and for [`KIND_TRUNCATE`]: the recall is done). The access passes.
+pub const ANSWER_ONLINE: i32 = 1;
+/// There is a watch now: look at the inode's mask again.
+pub const ANSWER_WATCHED: i32 = 2;
+
+/// An inode's cached verdict (inode storage).
+///
+/// The programs behind `inode_post_setxattr` and `inode_post_removexattr` add 1 to `seq` whenever
+/// the marker or the record changed. An opener makes sure that the storage exists, reads `seq`,
+/// *then* reads the marker, and stores what it saw together with that `seq`. Whoever finds a word
+/// of another `seq` looks at the marker again. So a word "online" that is valid after a marker was
+/// set and counted cannot exist: its opener has read `seq` after the count, hence the marker after
+/// it was set. While the marker is set and not yet counted, an old word still passes openers; they
+/// have raised the inode's open count before, and the second lease of a release, which is asked for
+/// after `setxattr` has returned (and so counted), finds them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Cached {
+    /// Changes of marker and record so far. Wraps after 2^62.
+    pub seq: u64,
+    /// `seq` as the opener saw it, shifted left by [`VERDICT_BITS`], and [`VERDICT_ONLINE`] or
+    /// [`VERDICT_MARKED`]. Zero: nothing known.
+    pub word: u64,
+}
+
+/// Low bits of [`Cached::word`] that hold the verdict.
+pub const VERDICT_BITS: u32 = 2;
+/// The marker was absent.
+pub const VERDICT_ONLINE: u64 = 1;
+/// The marker was there.
+pub const VERDICT_MARKED: u64 = 2;
+
+impl Cached {
+    /// The word for a verdict that was seen after `seq` had been read.
+    #[inline(always)]
+    pub const fn word(seq: u64, verdict: u64) -> u64 {
+        (seq << VERDICT_BITS) | verdict
+    }
+
+    /// Whether this says, validly, `verdict`.
+    #[inline(always)]
+    pub const fn says(&self, verdict: u64) -> bool {
+        self.word == Self::word(self.seq, verdict)
+    }
+}
+
+/// Longest attribute name of [`Settings`], with its terminating NUL.
+pub const NAME_LEN: usize = 64;
+
+/// A NUL-terminated attribute name, filled up with NULs.
+pub type Name = [u8; NAME_LEN];
+
+/// `name` as the programs want it; `None` when it is empty, too long, or contains a NUL.
+pub const fn name(name: &str) -> Option<Name> {
+    let bytes = name.as_bytes();
+    if bytes.is_empty() || bytes.len() >= NAME_LEN {
+        return None;
+    }
+    let mut padded = [0; NAME_LEN];
+    let mut at = 0;
+    while at < bytes.len() {
+        if bytes[at] == 0 {
+            return None;
+        }
+        padded[at] = bytes[at];
+        at += 1;
+    }
+    Some(padded)
+}
+
+/// What the programs are told when they are loaded (read-only data: constants to the verifier).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Settings {
+    /// Name of the marker attribute.
+    pub marker: Name,
+    /// Name of the record attribute.
+    pub record: Name,
+    /// Name of the residency map attribute.
+    pub map: Name,
+    /// Longest wait of an open without progress, in nanoseconds.
+    pub open_limit: u64,
+    /// Longest wait of `truncate(2)` without progress, in nanoseconds.
+    pub truncate_limit: u64,
+    /// Longest wait of a kernel thread, which cannot yield its CPU, in nanoseconds.
+    pub spin_limit: u64,
+    /// Where the running kernel keeps what the programs look at.
+    pub offsets: Offsets,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A structure member that the running kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $field:ident = $path:literal $need:ident,)*) => {
+        /// Byte offsets of structure members in the running kernel, from its type information
+        /// (Rust programs have no relocations for them).
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+        pub struct Offsets {
+            $($(#[$doc])* pub $field: u32,)*
+        }
+
+        impl Offsets {
+            /// Where each field comes from: `structure.member`, and whether the programs can do
+            /// without it ([`ABSENT`]). In the order of the fields.
+            pub const MEMBERS: &[Member] = &[
+                $(Member { path: $path, needed: need!($need) },)*
+            ];
+        }
+    };
+}
+
+macro_rules! need {
+    (needed) => {
+        true
+    };
+    (optional) => {
+        false
+    };
+}
+
+/// One entry of [`Offsets::MEMBERS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Type and member, as in `inode.i_mode`.
+    pub path: &'static str,
+    /// Whether the programs cannot do without.
+    pub needed: bool,
+}
+
+offsets! {
+    /// The inode that was opened.
+    file_inode = "file.f_inode" needed,
+    /// Open mode.
+    file_mode = "file.f_mode" needed,
+    /// Inode number.
+    inode_ino = "inode.i_ino" needed,
+    /// Type and permissions.
+    inode_mode = "inode.i_mode" needed,
+    /// Superblock.
+    inode_sb = "inode.i_sb" needed,
+    /// Generation.
+    inode_generation = "inode.i_generation" needed,
+    /// Events that somebody watches this inode for.
+    inode_mask = "inode.i_fsnotify_mask" needed,
+    /// UUID.
+    sb_uuid = "super_block.s_uuid" needed,
+    /// Type of the file system.
+    sb_magic = "super_block.s_magic" needed,
+    /// Events that somebody watches the file system for.
+    sb_mask = "super_block.s_fsnotify_mask" needed,
+    /// Inode of a directory entry.
+    dentry_inode = "dentry.d_inode" needed,
+    /// Directory entry of a path.
+    path_dentry = "path.dentry" needed,
+    /// What an attribute change changes.
+    iattr_valid = "iattr.ia_valid" needed,
+    /// First thread of the process.
+    task_leader = "task_struct.group_leader" needed,
+    /// Process number.
+    task_tgid = "task_struct.tgid" needed,
+    /// Start after boot in nanoseconds.
+    task_start = "task_struct.start_boottime" needed,
+    /// Address space; null for a kernel thread.
+    task_mm = "task_struct.mm" needed,
+    /// Signals that wait for the thread.
+    task_pending = "task_struct.pending" needed,
+    /// Signals that the thread does not take now.
+    task_blocked = "task_struct.blocked" needed,
+    /// What the threads of the process share.
+    task_signal = "task_struct.signal" needed,
+    /// Signals that wait for the process.
+    signal_pending = "signal_struct.shared_pending" needed,
+    /// The set among pending signals.
+    pending_set = "sigpending.signal" needed,
+    /// First byte of the process's arguments: an address that is mapped.
+    mm_arg_start = "mm_struct.arg_start" needed,
+    /// The generic inode inside btrfs' own.
+    btrfs_vfs_inode = "btrfs_inode.vfs_inode" optional,
+    /// Subvolume of an inode.
+    btrfs_inode_root = "btrfs_inode.root" optional,
+    /// Key of a subvolume's root.
+    btrfs_root_key = "btrfs_root.root_key" optional,
+    /// Object id in a key.
+    btrfs_key_objectid = "btrfs_key.objectid" optional,
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// What the programs count, each in one `u64` per CPU.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Counter {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &[Counter] = &[$(Counter::$variant,)*];
+
+            /// Name in reports and metrics.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Counter::$variant => $name,)*
+                }
+            }
+
+            /// How many there are.
+            pub const COUNT: u32 = Self::ALL.len() as u32;
+        }
+    };
+}
+
+counters! {
+    /// Opens that a cached verdict let pass.
+    PassedCached = "open_passed_cached",
+    /// Opens that passed because the marker attribute was absent.
+    PassedAbsent = "open_passed_absent",
+    /// Opens by an exempt process.
+    PassedExempt = "open_passed_exempt",
+    /// Opens of marked files that passed on to fanotify, which asks the agent.
+    PassedWatched = "open_passed_watched",
+    /// Opens that passed because the agent said that the file is online.
+    PassedAnswered = "open_passed_answered",
+    /// Opens whose marker could not be read.
+    Unreadable = "open_unreadable",
+    /// Requests that were submitted.
+    Requested = "requests",
+    /// Turns of all waits: how often a waiting caller looked and yielded.
+    WaitTurns = "wait_turns",
+    /// Opens refused in guard mode: marked and nobody watches.
+    DeniedUnwatched = "open_denied_unwatched",
+    /// Accesses refused because nobody serves requests.
+    DeniedNoServer = "denied_no_server",
+    /// Accesses refused because the request could not be submitted.
+    DeniedFull = "denied_full",
+    /// Accesses refused because the agent made no progress.
+    DeniedTimeout = "denied_timeout",
+    /// Accesses refused by the agent's own answer.
+    DeniedAnswer = "denied_answer",
+    /// Opens refused because fanotify would not have asked about them (event descriptors of
+    /// somebody else's listener).
+    DeniedSilent = "open_denied_silent",
+    /// Opens refused by the second check, after the lease break.
+    DeniedPostOpen = "open_denied_post_open",
+    /// Waits that a signal ended; the system call restarts or fails with `EINTR`.
+    Interrupted = "wait_interrupted",
+    /// Truncations by path that were asked about.
+    TruncateAsked = "truncate_asked",
+    /// Truncations that were refused.
+    TruncateDenied = "truncate_denied",
+    /// Changes of marker, record or map by others that were refused.
+    XattrDenied = "xattr_denied",
+    /// `ioctl` calls that were refused.
+    IoctlDenied = "ioctl_denied",
+    /// Cached verdicts that a change of an attribute made invalid.
+    Invalidated = "verdict_invalidated",
+    /// Exempt processes and servers that were forgotten because they ended.
+    Forgotten = "process_forgotten",
+}
+
+const _: () = {
+    assert!(size_of::<Coverage>() == 4);
+
+    assert!(size_of::<Process>() == 16);
+    assert!(offset_of!(Process, start) == 0);
+    assert!(offset_of!(Process, tgid) == 8);
+
+    assert!(size_of::<Request>() == 56);
+    assert!(offset_of!(Request, id) == 0);
+    assert!(offset_of!(Request, uuid) == 8);
+    assert!(offset_of!(Request, ino) == 24);
+    assert!(offset_of!(Request, subvolume) == 32);
+    assert!(offset_of!(Request, generation) == 40);
+    assert!(offset_of!(Request, tgid) == 44);
+    assert!(offset_of!(Request, kind) == 48);
+    assert!(offset_of!(Request, flags) == 52);
+
+    assert!(size_of::<Wait>() == 8);
+    assert!(offset_of!(Wait, verdict) == 0);
+    assert!(offset_of!(Wait, beat) == 4);
+
+    assert!(size_of::<Cached>() == 16);
+    assert!(offset_of!(Cached, seq) == 0);
+    assert!(offset_of!(Cached, word) == 8);
+
+    assert!(size_of::<Offsets>() == 4 * Offsets::MEMBERS.len());
+    assert!(offset_of!(Settings, open_limit) == 3 * NAME_LEN);
+    assert!(offset_of!(Settings, offsets) == 3 * NAME_LEN + 24);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_valid_for_its_own_seq_only() {
+        let cached = Cached { seq: 5, word: Cached::word(5, VERDICT_ONLINE) };
+        assert!(cached.says(VERDICT_ONLINE));
+        assert!(!cached.says(VERDICT_MARKED));
+        assert!(!Cached { seq: 6, ..cached }.says(VERDICT_ONLINE));
+        assert!(!Cached::default().says(VERDICT_ONLINE), "nothing is known at first");
+        assert!(!Cached::default().says(VERDICT_MARKED));
+    }
+
+    #[test]
+    fn names_end_with_a_nul() {
+        let padded = name("trusted.hsm").expect("valid");
+        assert_eq!(&padded[..12], b"trusted.hsm\0");
+        assert!(padded[12..].iter().all(|&byte| byte == 0));
+        const LONG: &str = "x23456789012345678901234567890123456789012345678901234567890123x";
+        assert_eq!(LONG.len(), NAME_LEN);
+        assert!(name(&LONG[1..]).is_some());
+        assert_eq!(name(LONG), None);
+        assert_eq!(name(""), None);
+        assert_eq!(name("a\0b"), None);
+    }
+
+    #[test]
+    fn counters_are_numbered_in_order_and_named_apart() {
+        for (at, &counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(counter as usize, at);
+            assert!(Counter::ALL[at + 1..].iter().all(|other| other.name() != counter.name()));
+        }
+    }
+
+    #[test]
+    fn members_are_named_as_structure_and_member() {
+        for member in Offsets::MEMBERS {
+            assert_eq!(member.path.split('.').count(), 2, "{}", member.path);
+        }
+    }
+}
