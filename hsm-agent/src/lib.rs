@@ -7,6 +7,7 @@
 //! ```
 
 pub mod archive;
+pub mod bpf;
 pub mod catalog;
 pub mod cli;
 pub mod config;

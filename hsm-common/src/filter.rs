@@ -31,6 +31,8 @@ pub const WAITS: &str = "WAITS";
 pub const VERDICTS: &str = "VERDICTS";
 /// Per-CPU array with one `u64` for each [`Counter`].
 pub const COUNTERS: &str = "COUNTERS";
+/// Array of one `u64`: the number of the last request.
+pub const NUMBERS: &str = "NUMBERS";
 /// The read-only global of type [`Settings`].
 pub const SETTINGS: &str = "SETTINGS";
 
