@@ -8,8 +8,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod apt;
 mod bench;
 mod demo;
+mod kernel;
 mod lab;
 mod lint;
 mod process;
@@ -17,6 +19,7 @@ mod report;
 mod setup;
 mod steps;
 mod suites;
+mod vm;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set-up, demo, test and bench tasks of hsm")]
@@ -33,6 +36,10 @@ enum Task {
     Test(suites::Options),
     /// Measures archive, release and recall against cp
     Bench(bench::Options),
+    /// Boots a guest and runs the end-to-end suite, a command or a shell in it
+    Vm(vm::Options),
+    /// Builds the guest's kernel
+    Kernel(kernel::Options),
     /// Installs what the other tasks need
     Setup,
     /// rustfmt, clippy, rustdoc and cargo-deny
@@ -54,6 +61,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suites::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Vm(options) => vm::run(&options),
+        Task::Kernel(options) => kernel::run(&options),
         Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::run(),
     }

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::apt::Apt;
 use crate::process::{answers, cargo, exists, must};
 use crate::steps::{note, step};
 
@@ -39,12 +40,39 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("python3", "python3"),
 ];
 
+/// What the guest's kernel is built with. Headers are looked for by their path.
+pub(crate) const KERNEL: &[(&str, &str)] = &[
+    ("gcc", "gcc"),
+    ("make", "make"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("/usr/include/libelf.h", "libelf-dev"),
+    ("/usr/include/openssl/ssl.h", "libssl-dev"),
+    ("pahole", "dwarves"),
+    ("cpio", "cpio"),
+    ("xz", "xz-utils"),
+    ("ccache", "ccache"),
+];
+
+/// What a guest is started with, QEMU apart: see [`qemu`].
+const GUEST: &[(&str, &str)] =
+    &[("setpriv", "util-linux"), ("setsid", "util-linux"), ("mkfs.ext4", "e2fsprogs")];
+
+/// Older ones were not tried.
+const QEMU_VERSION: u32 = 8;
+
+/// Where Debian 12 has a newer one.
+const QEMU_SUITE: &str = "bookworm-backports";
+
 /// The newest release of the S3 server that the pinned toolchain builds.
 const S3S_FS: &str = "0.14.1";
 
 /// Everything that any task needs.
 pub(crate) fn everything() -> Result<()> {
     packages()?;
+    install(KERNEL)?;
+    qemu()?;
     s3_server()?;
     optional();
     Ok(())
@@ -52,7 +80,12 @@ pub(crate) fn everything() -> Result<()> {
 
 /// The programs of [`PROGRAMS`].
 pub(crate) fn packages() -> Result<()> {
-    let missing: Vec<_> = PROGRAMS.iter().filter(|(program, _)| !exists(program)).collect();
+    install(PROGRAMS)
+}
+
+/// What is missing of a list of programs (or files) and the packages they come in.
+pub(crate) fn install(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = programs.iter().filter(|(program, _)| !exists(program)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -82,14 +115,40 @@ pub(crate) fn packages() -> Result<()> {
     })
 }
 
+/// QEMU: the one that is there if it is new enough, else Debian's of a newer suite.
+pub(crate) fn qemu() -> Result<PathBuf> {
+    install(GUEST)?;
+    let qemu = PathBuf::from("qemu-system-x86_64");
+    let Err(problem) = hsm_machine::run::check_version(&qemu, QEMU_VERSION) else {
+        return Ok(qemu);
+    };
+    ensure!(
+        exists("apt-get") && hsm_lab::sandbox::is_root(),
+        "{problem:#}. Install QEMU {QEMU_VERSION} or newer (qemu-system-x86_64)"
+    );
+    step("installing qemu-system-x86 of Debian's bookworm-backports", || {
+        let suites = ["bookworm", "bookworm-updates", "bookworm-security", QEMU_SUITE];
+        let apt = Apt::new(QEMU_SUITE, &suites)?;
+        apt.update()?;
+        apt.install(QEMU_SUITE, "qemu-system-x86")
+    })?;
+    hsm_machine::run::check_version(&qemu, QEMU_VERSION)?;
+    Ok(qemu)
+}
+
 /// Where tools are kept, outside the project and shared by its clones.
 pub(crate) fn tools_dir() -> Result<PathBuf> {
+    Ok(cache_dir()?.join("tools"))
+}
+
+/// Where everything is kept that is expensive to make.
+pub(crate) fn cache_dir() -> Result<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let cache = match cache {
         Some(dir) => dir,
         None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
     };
-    Ok(cache.join("hsm-dev/tools"))
+    Ok(cache.join("hsm-dev"))
 }
 
 /// `s3s-fs`, the S3 server that the store is tested against.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hsm_lab::agent::Watchdog;
 use hsm_lab::hsm::Report;
-use hsm_lab::{Agent, Content, FsKind, Hsm, LoopFs, Output, PoolConfig, Run, loopfs};
+use hsm_lab::{Agent, Content, FsKind, Hsm, LoopFs, Output, PoolConfig, Run, loopfs, patience};
 
 /// After this the agent is killed; every case is far below it on a slow machine.
 const WATCHDOG: Duration = Duration::from_secs(150);
@@ -69,7 +69,7 @@ pub(crate) fn run(case: &Case, fs: FsKind, dir: &Path) -> Result<()> {
     }
     let end = pool.finish();
     fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
-    if begin.elapsed() > SLOW {
+    if begin.elapsed() > patience(SLOW) {
         eprintln!("slow: {fs}::{} took {:.0?}", case.name, begin.elapsed());
     }
     result.and(end)
@@ -273,7 +273,7 @@ impl Pool {
     /// Fails unless the file's state is one of these, or becomes so: a recalled file gets its bytes
     /// at once, and is made ordinary again when they are durable.
     pub(crate) fn assert_state(&self, path: &Path, allowed: &[&str]) -> Result<()> {
-        let end = Instant::now() + SETTLE_LIMIT;
+        let end = Instant::now() + patience(SETTLE_LIMIT);
         loop {
             let state = self.state(path)?;
             if allowed.contains(&state.as_str()) {

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use crate::census;
+use crate::pace::patience;
 use crate::run::{kill, kill_group};
 
 /// How long an agent may take until it says that it is ready.
@@ -66,7 +67,8 @@ impl Agent {
 
     fn wait_ready(&mut self, socket: &UnixDatagram) -> Result<()> {
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-        let end = Instant::now() + START_LIMIT;
+        let limit = patience(START_LIMIT);
+        let end = Instant::now() + limit;
         let mut message = [0; 4096];
         while Instant::now() < end {
             if let Ok(n) = socket.recv(&mut message)
@@ -79,7 +81,7 @@ impl Agent {
                 bail!("the agent ended before it was ready: {status}");
             }
         }
-        bail!("the agent was not ready after {START_LIMIT:?}");
+        bail!("the agent was not ready after {limit:?}");
     }
 
     /// The holder's process id.
@@ -118,12 +120,13 @@ impl Agent {
         Ok(())
     }
 
-    /// SIGTERM, then waits; an agent that does not stop in time is killed, and that is an error.
+    /// SIGTERM, then waits; an agent that does not stop in time ([`patience`]) is killed, and that is
+    /// an error.
     pub fn stop(&mut self, limit: Duration) -> Result<Duration> {
         if self.stopped {
             return Ok(Duration::ZERO);
         }
-        let begin = Instant::now();
+        let (begin, limit) = (Instant::now(), patience(limit));
         kill(self.holder(), Signal::TERM);
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -217,8 +220,9 @@ struct WatchState {
 }
 
 impl Watchdog {
-    /// After `limit`, every agent whose command line names `dir` is killed.
+    /// After `limit` ([`patience`]), every agent whose command line names `dir` is killed.
     pub fn new(dir: &Path, limit: Duration) -> Self {
+        let limit = patience(limit);
         let state = Arc::new((Mutex::new(WatchState::default()), Condvar::new()));
         let (shared, dir) = (Arc::clone(&state), dir.to_path_buf());
         thread::spawn(move || {

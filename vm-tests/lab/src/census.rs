@@ -6,6 +6,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::pace::patience;
+
 /// One line per thing below `dir` that is still there.
 pub fn leftovers(dir: &Path) -> Vec<String> {
     let mut left = mounts(dir);
@@ -16,7 +18,7 @@ pub fn leftovers(dir: &Path) -> Vec<String> {
 
 /// As [`leftovers`], but gives the kernel time: a namespace's mounts go away asynchronously.
 pub fn leftovers_after(dir: &Path, limit: Duration) -> Vec<String> {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + patience(limit);
     loop {
         let left = leftovers(dir);
         if left.is_empty() || Instant::now() > end {

@@ -24,7 +24,15 @@ pub struct PoolConfig {
     pub other_store: Option<Vec<String>>,
     /// The tracing filter; `HSM_LAB_LOG` overrides it.
     pub log: String,
+    /// The tier, from [`TIER_VARIABLE`]; `None` is the default one.
+    pub tier: Option<String>,
 }
+
+/// Which tier the suite is run on; by default `user-filter`, which works on every kernel.
+pub const TIER_VARIABLE: &str = "HSM_TIER";
+
+/// What a configuration without a tier means.
+const DEFAULT_TIER: &str = "user-filter";
 
 impl PoolConfig {
     /// A pool on `mount` with everything else in `dir`.
@@ -34,6 +42,7 @@ impl PoolConfig {
             mount: mount.to_path_buf(),
             store: dir.join("store"),
             log: std::env::var("HSM_LAB_LOG").unwrap_or_else(|_| "info".to_owned()),
+            tier: std::env::var(TIER_VARIABLE).ok().filter(|tier| tier != DEFAULT_TIER),
             ..Self::default()
         }
     }
@@ -52,11 +61,15 @@ impl PoolConfig {
     pub fn render(&self) -> String {
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         let mut text = format!(
-            "[agent]\nstate_dir = {}\nsocket = {}\nlog = {:?}\n\n[limits]\n",
+            "[agent]\nstate_dir = {}\nsocket = {}\nlog = {:?}\n",
             quoted(&self.state_dir()),
             quoted(&self.dir.join("hsm.sock")),
             self.log,
         );
+        if let Some(tier) = &self.tier {
+            text += &format!("tier = {tier:?}\n");
+        }
+        text += "\n[limits]\n";
         let mut lines = |lines: &[String]| lines.iter().for_each(|l| text += &format!("{l}\n"));
         lines(&self.limits);
         lines(&[
@@ -83,6 +96,15 @@ impl PoolConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_another_tier_than_the_default_is_written() {
+        let mut config = PoolConfig::new(Path::new("/d"), Path::new("/d/m"));
+        config.tier = None;
+        assert!(!config.render().contains("tier"));
+        config.tier = Some("lsm-filter".into());
+        assert!(config.render().contains("\ntier = \"lsm-filter\"\n\n[limits]"));
+    }
 
     #[test]
     fn tables_come_in_order() {

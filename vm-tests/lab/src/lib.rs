@@ -8,6 +8,7 @@
 //!   hsm        the command line, its JSON read back
 //!   run        any other program, with a time limit
 //!   content    what the bytes must be
+//!   pace       how patient all of this is
 //! ```
 //!
 //! Invariant: nothing here outlives the process that made it. Mounts live in a mount namespace of
@@ -20,6 +21,7 @@ pub mod config;
 pub mod content;
 pub mod hsm;
 pub mod loopfs;
+pub mod pace;
 pub mod run;
 pub mod sandbox;
 pub mod stats;
@@ -29,4 +31,5 @@ pub use config::PoolConfig;
 pub use content::Content;
 pub use hsm::Hsm;
 pub use loopfs::{FsKind, LoopFs};
+pub use pace::patience;
 pub use run::{Output, Run};

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal};
 
+use crate::pace::patience;
+
 /// Long enough for everything on a slow, busy machine.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -72,7 +74,7 @@ impl Run {
         self
     }
 
-    /// Another time limit than [`DEFAULT_LIMIT`].
+    /// Another time limit than [`DEFAULT_LIMIT`]; on a slow machine it is stretched ([`patience`]).
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -110,9 +112,10 @@ impl Run {
             // A program that ends without reading everything is its own affair.
             thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
+        let limit = patience(self.limit);
         let stdout = Some(drain(child.stdout.take()));
         let stderr = Some(drain(child.stderr.take()));
-        Ok(Running { child, stdout, stderr, line, started: Instant::now(), limit: self.limit })
+        Ok(Running { child, stdout, stderr, line, started: Instant::now(), limit })
     }
 }
 

@@ -5,6 +5,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use hsm_lab::patience;
 
 use super::cases;
 use crate::fixture::{Pool, STOP_LIMIT, Sample};
@@ -97,7 +98,7 @@ fn archives_survive_the_death_of_the_engine(pool: &mut Pool) -> Result<()> {
 
 /// Until an engine answers commands.
 pub(super) fn wait_until_up(pool: &mut Pool) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + patience(Duration::from_secs(20));
     while pool.hsm.status().is_err() {
         ensure!(Instant::now() < end, "no engine came back");
         thread::sleep(Duration::from_millis(50));
@@ -109,7 +110,7 @@ fn a_clean_stop_answers_every_waiting_reader(pool: &mut Pool) -> Result<()> {
     let (files, readers) = waiting_readers(pool, 6)?;
     let mut agent = pool.take_agent()?;
     agent.stop(STOP_LIMIT)?;
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + patience(Duration::from_secs(10));
     while readers.iter().any(|reader| !reader.is_finished()) {
         ensure!(Instant::now() < end, "a reader still waits after the stop");
         thread::sleep(Duration::from_millis(20));
@@ -133,7 +134,7 @@ fn a_killed_reader_frees_itself(pool: &mut Pool) -> Result<()> {
     let begin = Instant::now();
     reader.kill();
     let out = reader.finish()?;
-    ensure!(begin.elapsed() < Duration::from_secs(3), "it took {:?}", begin.elapsed());
+    ensure!(begin.elapsed() < patience(Duration::from_secs(3)), "it took {:?}", begin.elapsed());
     ensure!(out.stdout.is_empty(), "it had read already");
     pool.restart_fast()?;
     file.check()
@@ -165,7 +166,7 @@ fn waiters_can_be_aborted(pool: &mut Pool) -> Result<()> {
     let begin = Instant::now();
     pool.hsm.command(["waiters", "abort", &id]).ok()?;
     let out = reader.finish()?;
-    ensure!(begin.elapsed() < Duration::from_secs(3), "it took {:?}", begin.elapsed());
+    ensure!(begin.elapsed() < patience(Duration::from_secs(3)), "it took {:?}", begin.elapsed());
     ensure!(out.code() == 1 && out.stdout.is_empty(), "{}", out.describe());
     pool.restart_fast()?;
     file.check()

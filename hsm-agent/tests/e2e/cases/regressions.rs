@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, ensure};
 use hsm_lab::hsm::Report;
 use hsm_lab::run::kill;
-use hsm_lab::{Agent, Content, FsKind, LoopFs, PoolConfig, Run, loopfs};
+use hsm_lab::{Agent, Content, FsKind, LoopFs, PoolConfig, Run, loopfs, patience};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
@@ -140,7 +140,7 @@ fn open_until_answered(
     quiet: &[Sample],
     readers: Vec<thread::JoinHandle<Result<Option<()>>>>,
 ) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + patience(Duration::from_secs(60));
     let mut rounds = 0;
     while rounds < 5 || readers.iter().any(|reader| !reader.is_finished()) {
         online.iter().chain(quiet).try_for_each(|file| read(file).map(drop))?;
@@ -477,7 +477,7 @@ fn a_released_file_read_at_once_again_can_be_released_again(pool: &mut Pool) -> 
 
 /// Releases a file that somebody may just be closing.
 fn release_soon(pool: &Pool, file: &Sample) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + patience(Duration::from_secs(5));
     loop {
         let report = pool.hsm.verb("release", [file])?;
         if report.code == 0 {

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use hsm_lab::patience;
 use rustix::io::Errno;
 
 use super::cases;
@@ -57,7 +58,7 @@ impl Server {
         command.args(["--access-key", "e2e-key", "--secret-key", "e2e-key"]);
         command.arg(self.dir.join("root")).env("RUST_LOG", "error").stdout(Stdio::null());
         let process = self.process.insert(command.spawn()?);
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + patience(Duration::from_secs(20));
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             ensure!(process.try_wait()?.is_none(), "the S3 server ended");
             ensure!(Instant::now() < end, "the S3 server does not listen");
@@ -107,7 +108,8 @@ fn an_unreachable_store_is_an_error_and_loses_nothing(pool: &mut Pool) -> Result
     server.stop();
     let begin = Instant::now();
     assert_read_fails(&file.path, &[Errno::IO, Errno::AGAIN].map(Errno::raw_os_error))?;
-    ensure!(begin.elapsed() < Duration::from_secs(20), "the reader waited {:?}", begin.elapsed());
+    let waited = begin.elapsed();
+    ensure!(waited < patience(Duration::from_secs(20)), "the reader waited {waited:?}");
     pool.assert_offline(&file.path)?;
     // What cannot be stored stays where it is.
     let new = pool.file("new", MIB)?;

@@ -1,0 +1,43 @@
+//! How patient everything here is.
+//!
+//! Time limits are chosen for a busy machine. A guest whose instructions QEMU translates is several
+//! times slower; the variable [`VARIABLE`] says how many. It stretches what is waited *at most*,
+//! never what is measured, so nothing is allowed on an ordinary machine that was not before.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// A whole number; without it 1.
+pub const VARIABLE: &str = "HSM_SLOW";
+
+/// A time limit, stretched for the machine that this runs on.
+///
+/// Panics when [`VARIABLE`] is not a number from 1 to 1000: a limit that nobody meant is worse.
+pub fn patience(limit: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    limit * *FACTOR.get_or_init(|| factor(std::env::var(VARIABLE).ok().as_deref()))
+}
+
+fn factor(value: Option<&str>) -> u32 {
+    let Some(text) = value else { return 1 };
+    match text.parse() {
+        Ok(factor @ 1..=1000) => factor,
+        _ => panic!("{VARIABLE}={text} is not a number from 1 to 1000"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_the_variable_limits_are_as_written() {
+        assert_eq!((factor(None), factor(Some("5"))), (1, 5));
+    }
+
+    #[test]
+    #[should_panic(expected = "HSM_SLOW=0")]
+    fn nonsense_is_refused() {
+        factor(Some("0"));
+    }
+}

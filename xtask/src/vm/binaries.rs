@@ -1,0 +1,76 @@
+//! What is built on the host and run in the guest.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::process::{cargo, must, root};
+use crate::steps::step;
+
+/// The guest's architecture; its init is linked statically because it runs before there are any
+/// libraries.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Where cargo builds.
+pub(crate) fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// The guest's first process.
+pub(crate) fn init() -> Result<PathBuf> {
+    ensure!(cfg!(target_arch = "x86_64"), "the test guest exists for x86_64 only");
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--release", "--package", "hsm-vm-init", "--target", TARGET]);
+    command.env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command.env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Cstrip=symbols");
+    step("building the guest's init (static)", || must(&mut command))?;
+    Ok(target_dir().join(TARGET).join("release/hsm-vm-init"))
+}
+
+/// The end-to-end suite; `hsm` is built with it.
+pub(crate) fn suite() -> Result<PathBuf> {
+    step("building hsm and the end-to-end suite", || {
+        let mut command = cargo();
+        command.args(["test", "--no-run", "--quiet", "--package", "hsm-agent", "--test", "e2e"]);
+        command.arg("--message-format=json-render-diagnostics");
+        executable(&mut command, "e2e")
+    })
+}
+
+fn executable(command: &mut Command, name: &str) -> Result<PathBuf> {
+    let output = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
+    if !output.status.success() {
+        bail!("cargo test --no-run: {}", output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let found = text.lines().find_map(|line| test_executable(line, name));
+    let found = found.with_context(|| format!("cargo built no test called {name}"))?;
+    Ok(Path::new(&found).to_path_buf())
+}
+
+/// A line of cargo's messages about a test's program.
+fn test_executable(line: &str, name: &str) -> Option<String> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    let is = |at: &str| message.pointer(at).and_then(Value::as_str);
+    (is("/reason")? == "compiler-artifact" && is("/target/name")? == name)
+        .then(|| is("/executable").map(str::to_owned))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_test_itself_is_taken() {
+        let line = |name: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"name":"{name}"}},"executable":"/t/{name}"}}"#
+            )
+        };
+        assert_eq!(test_executable(&line("e2e"), "e2e").as_deref(), Some("/t/e2e"));
+        assert_eq!(test_executable(&line("hsm"), "e2e"), None);
+        assert_eq!(test_executable(r#"{"reason":"build-finished"}"#, "e2e"), None);
+    }
+}
