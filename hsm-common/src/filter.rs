@@ -31,6 +31,8 @@ pub const WAITS: &str = "WAITS";
 pub const VERDICTS: &str = "VERDICTS";
 /// Per-CPU array with one `u64` for each [`Counter`].
 pub const COUNTERS: &str = "COUNTERS";
+/// Array of one `u64`: the number of the last request.
+pub const NUMBERS: &str = "NUMBERS";
 /// The read-only global of type [`Settings`].
 pub const SETTINGS: &str = "SETTINGS";
 
@@ -98,7 +100,8 @@ pub struct Request {
     pub tgid: u32,
     /// [`KIND_WATCH`], [`KIND_QUERY`] or [`KIND_TRUNCATE`].
     pub kind: u32,
-    /// dev
+    /// Device number of the superblock, `major << 20 | minor`: tells a mounted snapshot, which has the
+    /// same UUID, from the file system itself.
     pub device: u32,
 }
 
@@ -213,8 +216,6 @@ pub struct Settings {
     pub spin_limit: u64,
     /// Where the running kernel keeps what the programs look at.
     pub offsets: Offsets,
-    /// Zero.
-    pub reserved: u32,
 }
 
 /// A structure member that the running kernel does not have.
@@ -273,6 +274,8 @@ offsets! {
     inode_generation = "inode.i_generation" needed,
     /// Events that somebody watches this inode for.
     inode_mask = "inode.i_fsnotify_mask" needed,
+    /// Device number.
+    sb_device = "super_block.s_dev" needed,
     /// UUID.
     sb_uuid = "super_block.s_uuid" needed,
     /// Type of the file system.

@@ -5,7 +5,7 @@
 //! config   tinyconfig + vm-tests/kernel/config/*.config, every line checked     stores its path)
 //! build    obj-FLAVOUR, ccache → FLAVOUR-HASH/vmlinux, stripped
 //! ```
-//! The hash is over version, fragments and patches: what has not changed is not built again.
+//! The hash is over version and options: what has not changed is not built again.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -99,7 +99,8 @@ pub(crate) fn ensure(flavour: Flavour) -> Result<PathBuf> {
 }
 
 fn result(dir: &Path, flavour: Flavour, version: &str, fragments: &str) -> PathBuf {
-    let hash = blake3::hash(format!("{version}\n{fragments}").as_bytes()).to_hex();
+    let options = config::parse(fragments);
+    let hash = blake3::hash(format!("{version} {options:?}").as_bytes()).to_hex();
     dir.join(format!("{}-{}", flavour.name(), &hash[..12])).join("vmlinux")
 }
 

@@ -71,6 +71,8 @@ const S3S_FS: &str = "0.14.1";
 /// Everything that any task needs.
 pub(crate) fn everything() -> Result<()> {
     packages()?;
+    install(KERNEL)?;
+    qemu()?;
     s3_server()?;
     optional();
     Ok(())

@@ -1,73 +1,103 @@
-//! stub
-#![allow(missing_docs, reason = "stub")]
-use hsm_common::filter::*;
-use std::os::fd::*;
-use std::path::Path;
-#[derive(Debug)]
-pub struct Maps;
-#[derive(Debug)]
-pub struct Requests;
+//! Kernel programs: linking, loading, pinning, and talking to them.
+//!
+//! ```text
+//! built-in object ─ kfunc (calls → ids) ─ load (settings, offsets, verifier) ─ pin ─┐
+//!      /sys/kernel/btf/vmlinux ─ btf ──┘                                            │
+//!                        agent ── maps (cover, exempt, serve, requests, answer) ── bpffs
+//! ```
+//!
+//! The programs are pinned and outlive every agent: a marked file without an agent is refused, not
+//! read as zeros. No policy lives here, and nothing waits.
+
+mod btf;
+mod counters;
+mod error;
+mod kernel;
+mod kfunc;
+mod load;
+mod maps;
+mod object;
+mod pin;
+mod probe;
+mod requests;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hsm_common::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
+
+pub use self::btf::Btf;
+pub use self::counters::Counts;
+pub use self::error::{BpfError, BtfError, LinkError};
+pub use self::kfunc::link;
+pub use self::maps::{Answer, Maps, Mode, Uuid};
+pub use self::object::object;
+pub use self::pin::Status;
+pub use self::probe::{Probe, probe};
+pub use self::requests::Requests;
+
+/// Where programs and maps are pinned.
+pub const BASE: &str = "/sys/fs/bpf/hsm";
+
+/// What the programs are told when they are loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Directory on a bpffs below which everything is pinned.
+    pub base: PathBuf,
+    /// Name of the marker attribute: `security.bpf.*`, or `user.*` where anybody may forge it.
+    pub marker: String,
+    /// Name of the record attribute.
+    pub record: String,
+    /// Name of the residency map attribute.
+    pub map: String,
+    /// How long an open waits for a watch without progress.
+    pub open_limit: Duration,
+    /// How long `truncate(2)` waits for a recall without progress.
+    pub truncate_limit: Duration,
+    /// How long a kernel thread spins: it cannot let others run meanwhile.
+    pub spin_limit: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            base: PathBuf::from(BASE),
+            marker: MARKER_XATTR.to_owned(),
+            record: RECORD_XATTR.to_owned(),
+            map: MAP_XATTR.to_owned(),
+            open_limit: Duration::from_secs(1),
+            truncate_limit: Duration::from_secs(30),
+            spin_limit: Duration::from_millis(5),
+        }
+    }
+}
+
+/// The set of pinned programs.
 #[derive(Debug)]
 pub struct Guard;
-#[derive(Debug)]
-pub struct Settings;
-#[derive(Debug)]
-pub enum Mode {
-    Guard,
-    Filter,
-}
-#[derive(Debug)]
-pub enum Answer {
-    Online,
-    Watched,
-    Deny(i32),
-}
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct BpfError;
-impl Settings {
-    pub fn new(_: &Path, _: &str) -> Result<Self, BpfError> {
-        Ok(Self)
-    }
-}
+
 impl Guard {
-    pub fn install(_: &Settings) -> Result<Maps, BpfError> {
-        Ok(Maps)
+    /// Makes sure that the built-in programs are loaded with these settings, attached and pinned.
+    ///
+    /// Does nothing when they are. Another version is replaced: the new programs are attached
+    /// before the old ones are removed; the maps stay, or their coverage, exemptions and server
+    /// are copied where the new ones cannot use them.
+    pub fn install(settings: &Settings) -> Result<Maps, BpfError> {
+        pin::install(settings)
     }
-}
-impl Maps {
-    pub fn open(_: &Path) -> Result<Option<Self>, BpfError> {
-        Ok(None)
+
+    /// What is pinned below `base`.
+    pub fn status(base: &Path) -> Result<Status, BpfError> {
+        pin::status(base)
     }
-    pub fn requests(&self) -> Result<Requests, BpfError> {
-        Ok(Requests)
+
+    /// What [`Guard::unpin`] would remove.
+    pub fn pinned(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
+        pin::pinned(base)
     }
-    pub fn exempt(&self, _: rustix::process::Pid) -> Result<(), BpfError> {
-        Ok(())
-    }
-    pub fn serve(&self, _: rustix::process::Pid) -> Result<(), BpfError> {
-        Ok(())
-    }
-    pub fn beat(&self, _: u64) -> Result<(), BpfError> {
-        Ok(())
-    }
-    pub fn answer(&self, _: u64, _: Answer) -> Result<(), BpfError> {
-        Ok(())
-    }
-    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, BpfError> {
-        Ok(vec![])
-    }
-    pub fn cover(&self, _: Uuid, _: Mode) -> Result<(), BpfError> {
-        Ok(())
-    }
-}
-impl Requests {
-    pub fn next(&mut self) -> Option<Request> {
-        None
-    }
-}
-impl AsFd for Requests {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        unimplemented!()
+
+    /// Detaches the programs below `base` and removes everything there. Returns what was removed.
+    pub fn unpin(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
+        pin::unpin(base)
     }
 }

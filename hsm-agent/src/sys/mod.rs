@@ -3,6 +3,7 @@
 //! Each leaf wraps one interface, turns errno into `io::Error` and owns every descriptor it
 //! makes. No policy lives here: what an error means for a file is decided by the callers.
 
+pub mod bpf;
 pub mod fanotify;
 pub mod fsuuid;
 pub mod handle;

@@ -1,0 +1,214 @@
+//! From the object file to loaded programs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use aya::programs::links::FdLink;
+use aya::programs::{BtfTracePoint, Lsm, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use hsm_common::filter::{self, Name};
+
+use super::{BpfError, Settings, kernel, kfunc};
+use crate::sys::probe::kernel_release;
+
+/// Where a program is attached.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Hook {
+    /// A hook of the security modules.
+    Lsm(&'static str),
+    /// A tracepoint.
+    Tracepoint(&'static str),
+}
+
+/// One of the object's programs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Program {
+    /// Name in the object and of its pinned link.
+    pub(super) name: &'static str,
+    /// Where it is attached.
+    pub(super) hook: Hook,
+}
+
+const fn lsm(name: &'static str, hook: &'static str) -> Program {
+    Program { name, hook: Hook::Lsm(hook) }
+}
+
+/// All programs, in the order in which they are attached; they are detached in the opposite one.
+///
+/// Those that make cached verdicts invalid come before those that cache: otherwise a verdict
+/// "online" could outlive a marker that was set in between.
+pub(super) const PROGRAMS: &[Program] = &[
+    Program { name: "forget_process", hook: Hook::Tracepoint("sched_process_exit") },
+    lsm("invalidate_set", "inode_post_setxattr"),
+    lsm("invalidate_removed", "inode_post_removexattr"),
+    lsm("guard_setxattr", "inode_setxattr"),
+    lsm("guard_removexattr", "inode_removexattr"),
+    lsm("guard_ioctl", "file_ioctl"),
+    lsm("guard_ioctl_compat", "file_ioctl_compat"),
+    lsm("guard_setattr", "inode_setattr"),
+    lsm("guard_truncate", "path_truncate"),
+    lsm("guard_post_open", "file_post_open"),
+    lsm("guard_open", "file_open"),
+];
+
+/// Maps that are pinned.
+pub(super) const MAPS: &[&str] = &[
+    filter::FILESYSTEMS,
+    filter::EXEMPT,
+    filter::SERVER,
+    filter::REQUESTS,
+    filter::WAITS,
+    filter::VERDICTS,
+    filter::COUNTERS,
+    filter::NUMBERS,
+];
+
+/// An object that fits the running kernel.
+pub(super) struct Image {
+    object: Vec<u8>,
+    settings: filter::Settings,
+}
+
+impl Image {
+    /// Links the object to the running kernel.
+    pub(super) fn prepare(object: &[u8], settings: &Settings) -> Result<Self, BpfError> {
+        let types = kernel::types()?;
+        let settings = encode(settings, kernel::offsets(&types)?)?;
+        let mut object = object.to_vec();
+        kfunc::link(&mut object, |name| types.function(name))
+            .map_err(|source| BpfError::Link { release: kernel_release(), source })?;
+        Ok(Self { object, settings })
+    }
+
+    /// Creates the maps, or takes those that are pinned in `maps` already.
+    pub(super) fn load(&self, maps: &Path) -> Result<Ebpf, BpfError> {
+        let mut loader = EbpfLoader::new();
+        loader.override_global(filter::SETTINGS, bytemuck::bytes_of(&self.settings), true);
+        for name in MAPS {
+            loader.map_pin_path(name, maps.join(name));
+        }
+        loader.load(&self.object).map_err(|source| BpfError::Object {
+            release: kernel_release(),
+            source: Box::new(source),
+        })
+    }
+}
+
+/// The kernel's type information as aya wants it.
+pub(super) fn kernel_types() -> Result<aya::Btf, BpfError> {
+    aya::Btf::from_sys_fs().map_err(|source| BpfError::Object {
+        release: kernel_release(),
+        source: Box::new(source.into()),
+    })
+}
+
+/// Has the kernel verify one program, and attaches it.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    program: Program,
+    types: &aya::Btf,
+) -> Result<FdLink, BpfError> {
+    let found = ebpf.program_mut(program.name).ok_or(BpfError::NoProgram(program.name))?;
+    let failed = |doing| {
+        move |source: ProgramError| BpfError::Program {
+            program: program.name,
+            doing,
+            release: kernel_release(),
+            source: Box::new(source),
+        }
+    };
+    let link = match program.hook {
+        Hook::Lsm(hook) => {
+            let found: &mut Lsm = found.try_into().map_err(failed("loading"))?;
+            found.load(hook, types).map_err(failed("loading"))?;
+            let id = found.attach().map_err(failed("attaching"))?;
+            FdLink::from(found.take_link(id).map_err(failed("attaching"))?)
+        }
+        Hook::Tracepoint(name) => {
+            let found: &mut BtfTracePoint = found.try_into().map_err(failed("loading"))?;
+            found.load(name, types).map_err(failed("loading"))?;
+            let id = found.attach().map_err(failed("attaching"))?;
+            FdLink::from(found.take_link(id).map_err(failed("attaching"))?)
+        }
+    };
+    Ok(link)
+}
+
+fn encode(settings: &Settings, offsets: filter::Offsets) -> Result<filter::Settings, BpfError> {
+    if !["security.bpf.", "user."].iter().any(|prefix| settings.marker.starts_with(prefix)) {
+        return Err(BpfError::Setting {
+            what: "the marker's name",
+            value: settings.marker.clone(),
+            why: "they may read attributes of security.bpf.* (and user.*) only; choose such a name",
+        });
+    }
+    Ok(filter::Settings {
+        marker: name("the marker's name", &settings.marker)?,
+        record: name("the record's name", &settings.record)?,
+        map: name("the residency map's name", &settings.map)?,
+        open_limit: nanoseconds(settings.open_limit),
+        truncate_limit: nanoseconds(settings.truncate_limit),
+        spin_limit: nanoseconds(settings.spin_limit),
+        offsets,
+    })
+}
+
+fn name(what: &'static str, value: &str) -> Result<Name, BpfError> {
+    filter::name(value).ok_or_else(|| BpfError::Setting {
+        what,
+        value: value.to_owned(),
+        why: "it must have 1 to 63 bytes, none of them NUL",
+    })
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 2).min(u64::MAX / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_functions_refuse_are_refused_here() {
+        let settings = Settings { marker: "trusted.mark".into(), ..Settings::default() };
+        let error = encode(&settings, bytemuck::zeroed()).expect_err("not readable by programs");
+        assert!(error.to_string().contains("security.bpf.*"), "{error}");
+        let settings = Settings { record: String::new(), ..Settings::default() };
+        assert!(encode(&settings, bytemuck::zeroed()).is_err());
+    }
+
+    #[test]
+    fn settings_are_encoded_as_the_programs_read_them() {
+        let encoded = encode(&Settings::default(), bytemuck::zeroed()).expect("the defaults");
+        assert!(encoded.marker.starts_with(b"security.bpf.hsm\0"));
+        assert_eq!(encoded.open_limit, 1_000_000_000);
+        let endless = Settings { truncate_limit: Duration::MAX, ..Settings::default() };
+        let encoded = encode(&endless, bytemuck::zeroed()).expect("a long time");
+        assert!(encoded.truncate_limit.checked_add(1 << 62).is_some(), "no overflow in the hook");
+    }
+
+    #[test]
+    fn what_invalidates_verdicts_is_attached_before_what_caches_them() {
+        let place = |name| PROGRAMS.iter().position(|program| program.name == name);
+        for caching in ["guard_open", "guard_post_open", "guard_setattr", "guard_truncate"] {
+            for invalidating in ["invalidate_set", "invalidate_removed"] {
+                assert!(place(invalidating) < place(caching), "{invalidating} {caching}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_built_in_object_fits_the_running_kernel() {
+        let Some(object) = super::super::object() else {
+            eprintln!("NOT TESTED: built without kernel programs (cargo xtask build)");
+            return;
+        };
+        if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+            eprintln!("NOT TESTED: this kernel tells no type information");
+            return;
+        }
+        let image = Image::prepare(object, &Settings::default()).expect("linked");
+        assert_eq!(image.object.len(), object.len());
+    }
+}

@@ -1,0 +1,360 @@
+//! Programs and maps in bpffs, where they outlive their loader.
+//!
+//! ```text
+//! <base>/v<ABI>-<attribute names>/maps/NAME         maps, shared by all programs of this layout
+//! <base>/v<ABI>-<attribute names>/links-<object>/NAME   attached programs, one file each
+//! ```
+//!
+//! A set of links is made under a name that ends in `-new` and renamed when the last program is
+//! attached: a directory without that ending is complete. Another object (or other settings) gets
+//! another `links-` directory beside the old one, on the same maps, and the old one is removed
+//! after; other attribute names or another layout get another `v` directory, into which coverage,
+//! exemptions and server are copied before its programs are attached. At no time is there a
+//! covered file system without attached programs.
+//!
+//! Maps are taken over only from a complete set. Without one nobody has kept the cached verdicts
+//! right, so that they must go.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hsm_common::filter::{ABI_VERSION, Process};
+use rustix::fs::{FlockOperation, Mode as FileMode, flock, statfs};
+use rustix::mount::{MountFlags, mount};
+
+use super::load::{self, Image, PROGRAMS};
+use super::{BpfError, Counts, Maps, Mode, Settings, Uuid, object};
+
+/// `BPF_FS_MAGIC` of `<linux/magic.h>`.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+/// Where bpffs is mounted everywhere.
+const BPFFS: &str = "/sys/fs/bpf";
+/// Ending of a set that is not complete.
+const UNFINISHED: &str = "-new";
+/// Beginning of the directory of a set of links.
+const LINKS: &str = "links-";
+
+/// What is pinned.
+#[derive(Debug)]
+pub struct Status {
+    /// Directory of the complete set of this version's layout, if there is one.
+    pub installed: Option<PathBuf>,
+    /// Whether the complete set is the one that this hsm has built in. `None`: it has none.
+    pub current: Option<bool>,
+    /// Names of the attached programs.
+    pub programs: Vec<String>,
+    /// Other directories: of other versions, or left by an interruption.
+    pub others: Vec<PathBuf>,
+    /// Covered file systems.
+    pub covered: Vec<(Uuid, Mode)>,
+    /// Exempt processes.
+    pub exempt: Vec<Process>,
+    /// The process that serves requests.
+    pub server: Option<Process>,
+    /// Openers that wait in a hook.
+    pub waiting: usize,
+    /// What the programs counted.
+    pub counters: Counts,
+}
+
+pub(super) fn install(settings: &Settings) -> Result<Maps, BpfError> {
+    let object = object::object().ok_or(BpfError::NotBuiltIn)?;
+    let image = Image::prepare(object, settings)?;
+    let base = settings.base.as_path();
+    create_base(base)?;
+    let _lock = lock(base)?;
+    let version = base.join(version_name(settings));
+    let maps = version.join("maps");
+    let links = version.join(links_name(object, settings));
+    if !links.is_dir() {
+        remove_unfinished(base)?;
+        if complete_sets(&version)?.is_empty() {
+            remove_tree(&version, &mut Vec::new())?;
+        }
+        attach(&image, base, &version, &links)?;
+    }
+    for other in children(base)? {
+        if other != version {
+            remove_tree(&other, &mut Vec::new())?;
+        }
+    }
+    for other in children(&version)? {
+        if other != links && other != maps {
+            remove_tree(&other, &mut Vec::new())?;
+        }
+    }
+    Maps::open_in(&maps)
+}
+
+/// Attaches all programs, and makes their set complete.
+fn attach(image: &Image, base: &Path, version: &Path, links: &Path) -> Result<(), BpfError> {
+    let maps = version.join("maps");
+    let unfinished = with_ending(links);
+    create(version)?;
+    create(&maps)?;
+    create(&unfinished)?;
+    let mut ebpf = image.load(&maps)?;
+    for other in children(base)? {
+        if other != version && !complete_sets(&other)?.is_empty() {
+            copy(&other.join("maps"), &maps);
+        }
+    }
+    let types = load::kernel_types()?;
+    for &program in PROGRAMS {
+        let link = load::attach(&mut ebpf, program, &types)?;
+        let path = unfinished.join(program.name);
+        link.pin(&path).map_err(|e| pin_error(&path, "pinning an attached program", &e))?;
+    }
+    fs::rename(&unfinished, links).map_err(failed(&unfinished, "completing the set"))
+}
+
+/// Copies what the agent told another version. Its maps may have another layout: what cannot be
+/// read is told again by the agent.
+fn copy(from: &Path, to: &Path) {
+    let (Ok(from), Ok(to)) = (Maps::open_in(from), Maps::open_in(to)) else { return };
+    let result = (|| -> Result<(), BpfError> {
+        for (uuid, mode) in from.covered()? {
+            to.cover(uuid, mode)?;
+        }
+        for process in from.exempted()? {
+            to.exempt(process.tgid).or_else(ended_is_fine)?;
+        }
+        from.server()?.map_or(Ok(()), |server| to.serve(server.tgid).or_else(ended_is_fine))
+    })();
+    if let Err(error) = result {
+        tracing::warn!(%error, "the coverage of the previous kernel programs was not taken over");
+    }
+}
+
+fn ended_is_fine(error: BpfError) -> Result<(), BpfError> {
+    if let BpfError::Process { .. } = error { Ok(()) } else { Err(error) }
+}
+
+pub(super) fn status(base: &Path) -> Result<Status, BpfError> {
+    let maps = current(base)?;
+    let version = maps.as_deref().and_then(Path::parent);
+    let links = match version {
+        Some(version) => complete_sets(version)?.pop(),
+        None => None,
+    };
+    let programs = match &links {
+        Some(links) => children(links)?.iter().filter_map(|path| name(path)).collect(),
+        None => Vec::new(),
+    };
+    let mut status = Status {
+        current: links.as_ref().and_then(|links| is_built_in(links)),
+        others: others(base, version)?,
+        installed: links,
+        programs,
+        covered: Vec::new(),
+        exempt: Vec::new(),
+        server: None,
+        waiting: 0,
+        counters: Counts::default(),
+    };
+    if let Some(maps) = maps.map(|dir| Maps::open_in(&dir)).transpose()? {
+        status.covered = maps.covered()?;
+        status.exempt = maps.exempted()?;
+        status.server = maps.server()?;
+        status.waiting = maps.waiting()?;
+        status.counters = maps.counters()?;
+    }
+    Ok(status)
+}
+
+/// Directory of the maps of the one complete set of this layout.
+pub(super) fn current(base: &Path) -> Result<Option<PathBuf>, BpfError> {
+    let mut found = Vec::new();
+    for version in children(base)? {
+        if is_this_layout(&version) && !complete_sets(&version)?.is_empty() {
+            found.push(version.join("maps"));
+        }
+    }
+    let maps = found.pop();
+    if found.is_empty() { Ok(maps) } else { Err(BpfError::Interrupted { base: base.to_owned() }) }
+}
+
+pub(super) fn unpin(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
+    let mut removed = Vec::new();
+    if !base.is_dir() {
+        return Ok(removed);
+    }
+    let _lock = lock(base)?;
+    for version in children(base)? {
+        remove_tree(&version, &mut removed)?;
+    }
+    Ok(removed)
+}
+
+/// What [`unpin`] would remove.
+pub(super) fn pinned(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
+    let mut paths = Vec::new();
+    for version in children(base)? {
+        list_tree(&version, &mut paths)?;
+    }
+    Ok(paths)
+}
+
+fn list_tree(path: &Path, into: &mut Vec<PathBuf>) -> Result<(), BpfError> {
+    if path.is_dir() {
+        for child in ordered(path)? {
+            list_tree(&child, into)?;
+        }
+    }
+    into.push(path.to_owned());
+    Ok(())
+}
+
+fn remove_tree(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), BpfError> {
+    let mut paths = Vec::new();
+    if path.symlink_metadata().is_ok() {
+        list_tree(path, &mut paths)?;
+    }
+    for path in paths {
+        let result = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+        result.map_err(failed(&path, "removing"))?;
+        removed.push(path);
+    }
+    Ok(())
+}
+
+/// Children in the order in which they are removed: links before maps, and of the programs the
+/// one first that was attached last.
+fn ordered(dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
+    let mut paths = children(dir)?;
+    let place = |path: &Path| {
+        let name = name(path).unwrap_or_default();
+        let program = PROGRAMS.iter().rev().position(|program| program.name == name);
+        (name == "maps", program.unwrap_or(PROGRAMS.len()), name)
+    };
+    paths.sort_by_key(|path| place(path));
+    Ok(paths)
+}
+
+fn remove_unfinished(base: &Path) -> Result<(), BpfError> {
+    for version in children(base)? {
+        for child in children(&version)? {
+            if name(&child).is_some_and(|name| name.ends_with(UNFINISHED)) {
+                remove_tree(&child, &mut Vec::new())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn complete_sets(version: &Path) -> Result<Vec<PathBuf>, BpfError> {
+    let mut sets = children(version)?;
+    sets.retain(|path| {
+        name(path).is_some_and(|name| name.starts_with(LINKS) && !name.ends_with(UNFINISHED))
+            && PROGRAMS.iter().all(|program| path.join(program.name).exists())
+    });
+    Ok(sets)
+}
+
+fn others(base: &Path, version: Option<&Path>) -> Result<Vec<PathBuf>, BpfError> {
+    let mut paths = children(base)?;
+    paths.retain(|path| Some(path.as_path()) != version);
+    Ok(paths)
+}
+
+fn is_this_layout(version: &Path) -> bool {
+    name(version).is_some_and(|name| name.starts_with(&format!("v{ABI_VERSION}-")))
+}
+
+/// The name holds the attributes' names: verdicts about one marker say nothing about another.
+fn version_name(settings: &Settings) -> String {
+    let names = [settings.marker.as_bytes(), settings.record.as_bytes(), settings.map.as_bytes()];
+    format!("v{ABI_VERSION}-{}", short_hash(&names))
+}
+
+fn links_name(object: &[u8], settings: &Settings) -> String {
+    let limits = [settings.open_limit, settings.truncate_limit, settings.spin_limit];
+    let limits: Vec<u8> = limits.iter().flat_map(|t| t.as_nanos().to_le_bytes()).collect();
+    format!("{LINKS}{}-{}", short_hash(&[object]), short_hash(&[&limits]))
+}
+
+/// Whether these links are of the built-in object, whatever the settings.
+fn is_built_in(links: &Path) -> Option<bool> {
+    let begin = format!("{LINKS}{}-", short_hash(&[object::object()?]));
+    Some(name(links)?.starts_with(&begin))
+}
+
+/// 48 bits: told apart, not authenticated.
+fn short_hash(parts: &[&[u8]]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().to_hex()[..12].to_owned()
+}
+
+fn with_ending(links: &Path) -> PathBuf {
+    let mut path = links.as_os_str().to_owned();
+    path.push(UNFINISHED);
+    path.into()
+}
+
+fn name(path: &Path) -> Option<String> {
+    Some(path.file_name()?.to_str()?.to_owned())
+}
+
+fn children(dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed(dir, "listing")(e)),
+    };
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed(dir, "listing"))?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// Only one at a time changes what is pinned.
+fn lock(base: &Path) -> Result<File, BpfError> {
+    let dir = File::open(base).map_err(failed(base, "opening"))?;
+    flock(&dir, FlockOperation::LockExclusive)
+        .map_err(|e| failed(base, "waiting for another installation")(e.into()))?;
+    Ok(dir)
+}
+
+/// Makes sure that the directory is there and lies on a bpffs; mounts one at the usual place.
+fn create_base(base: &Path) -> Result<(), BpfError> {
+    let existing = base.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    if !is_bpffs(existing)? {
+        if !base.starts_with(BPFFS) {
+            let source = io::Error::other("the directory does not lie on a mounted bpffs");
+            return Err(failed(base, "pinning kernel programs")(source));
+        }
+        mount("bpf", BPFFS, "bpf", MountFlags::empty(), Some(c"mode=0700"))
+            .map_err(|e| failed(Path::new(BPFFS), "mounting bpffs")(e.into()))?;
+    }
+    let missing: Vec<_> = base.ancestors().take_while(|path| !path.is_dir()).collect();
+    missing.into_iter().rev().try_for_each(create)
+}
+
+fn is_bpffs(path: &Path) -> Result<bool, BpfError> {
+    let found = statfs(path).map_err(|e| failed(path, "looking for bpffs")(e.into()))?;
+    #[allow(clippy::unnecessary_cast, reason = "its type differs between architectures")]
+    Ok(found.f_type as i64 == BPF_FS_MAGIC)
+}
+
+fn create(dir: &Path) -> Result<(), BpfError> {
+    match rustix::fs::mkdir(dir, FileMode::RWXU) {
+        Err(e) if e != rustix::io::Errno::EXIST => Err(failed(dir, "creating")(e.into())),
+        _ => Ok(()),
+    }
+}
+
+fn failed(path: &Path, doing: &'static str) -> impl Fn(io::Error) -> BpfError {
+    let path = path.to_owned();
+    move |source| BpfError::Pin { path: path.clone(), doing, source }
+}
+
+fn pin_error(path: &Path, doing: &'static str, error: &aya::pin::PinError) -> BpfError {
+    failed(path, doing)(io::Error::other(error.to_string()))
+}

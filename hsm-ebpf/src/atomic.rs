@@ -1,0 +1,13 @@
+//! Atomic additions: the programs sleep and are preempted in the middle.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+/// Adds to a map's value.
+///
+/// # Safety
+/// `at` points into the value of a map that is alive for the rest of the program.
+#[inline(always)]
+pub unsafe fn add(at: *mut u64, value: u64) -> u64 {
+    // SAFETY: the caller's promise; the instruction is atomic.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(at, value) }
+}

@@ -1,0 +1,50 @@
+//! Which file systems the programs care about, and how.
+
+use hsm_common::filter::MODE_FILTER;
+
+use crate::maps::{FILESYSTEMS, SERVER};
+use crate::object::{Inode, SuperBlock};
+
+/// What to do about a marked file of a covered file system.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Refuse what nobody watches.
+    Guard,
+    /// Ask for a watch.
+    Filter,
+}
+
+/// The mode of a file system; `None` when it is not covered.
+#[inline(always)]
+pub fn of(sb: SuperBlock) -> Option<Mode> {
+    let uuid = sb.uuid();
+    // SAFETY: the value is read at once; entries are changed by the agent only.
+    match unsafe { FILESYSTEMS.get(&uuid) } {
+        Some(coverage) if coverage.mode == MODE_FILTER => Some(Mode::Filter),
+        Some(_) => Some(Mode::Guard),
+        None => None,
+    }
+}
+
+/// Whether somebody serves requests. The entry is cleared when the process ends.
+#[inline(always)]
+pub fn is_served() -> bool {
+    match SERVER.get_ptr(0) {
+        // SAFETY: an array's values live as long as the map; volatile, because others write it.
+        Some(server) => unsafe { (&raw const (*server).tgid).read_volatile() != 0 },
+        None => false,
+    }
+}
+
+/// Guard mode: whether an agent is alive that answers for every open of the file system. The mark
+/// alone could be somebody else's.
+#[inline(always)]
+pub fn is_answered_for(sb: SuperBlock) -> bool {
+    sb.is_watched() && is_served()
+}
+
+/// Whether fanotify will ask somebody about an open of the inode.
+#[inline(always)]
+pub fn is_watched(inode: Inode, sb: SuperBlock) -> bool {
+    inode.is_watched() || sb.is_watched()
+}

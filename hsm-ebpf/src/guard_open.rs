@@ -1,0 +1,95 @@
+//! `file_open`: called for every open of anything, before fanotify is asked and before leases are
+//! waited for.
+//!
+//! An online file of a covered file system passes on its cached verdict; files of other file
+//! systems pass without leaving a trace. A marked file passes on to fanotify if fanotify will ask
+//! somebody. If not: in guard mode the open is refused, in filter mode the agent is asked for a
+//! watch.
+
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+use hsm_common::filter::{Counter, KIND_QUERY, KIND_WATCH};
+
+use crate::counters::count;
+use crate::coverage::{self, Mode};
+use crate::marker::{self, Marker};
+use crate::object::{File, Inode, SuperBlock};
+use crate::task;
+use crate::verdict::{Look, Verdict};
+use crate::wait::{Answer, EAGAIN, ask};
+
+/// `int file_open(struct file *file)`.
+#[lsm(hook = "file_open", sleepable)]
+pub fn guard_open(context: LsmContext) -> i32 {
+    // SAFETY: the hook's first argument.
+    let file = unsafe { File::new(context.arg(0)) };
+    let inode = file.inode();
+    if !inode.is_regular() {
+        return 0;
+    }
+    let verdict = Verdict::peek(inode);
+    if verdict.is_online() {
+        count(Counter::PassedCached);
+        return 0;
+    }
+    let sb = inode.superblock();
+    let Some(mode) = coverage::of(sb) else { return 0 };
+    if task::is_exempt() {
+        count(Counter::PassedExempt);
+        return 0;
+    }
+    let look = Look::begin(inode);
+    let marker = if verdict.is_marked() { Marker::Present } else { marker::of_file(file) };
+    look.end(marker);
+    match marker {
+        Marker::Absent => {
+            count(Counter::PassedAbsent);
+            return 0;
+        }
+        Marker::Unreadable => count(Counter::Unreadable),
+        Marker::Present => {}
+    }
+    if file.is_silent() {
+        count(Counter::DeniedSilent);
+        return -EAGAIN;
+    }
+    match mode {
+        Mode::Guard => guard(inode, sb),
+        Mode::Filter => filter(inode, sb, marker, look),
+    }
+}
+
+#[inline(always)]
+fn guard(inode: Inode, sb: SuperBlock) -> i32 {
+    if coverage::is_watched(inode, sb) && coverage::is_served() {
+        count(Counter::PassedWatched);
+        return 0;
+    }
+    count(Counter::DeniedUnwatched);
+    -EAGAIN
+}
+
+/// A watch that is there already may be somebody else's, a virus scanner's: the second check, in
+/// `guard_post_open`, finds a file that is still marked then.
+#[inline(always)]
+fn filter(inode: Inode, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
+    if coverage::is_watched(inode, sb) {
+        count(Counter::PassedWatched);
+        return 0;
+    }
+    let kind = if marker == Marker::Unreadable { KIND_QUERY } else { KIND_WATCH };
+    match ask(inode, sb, kind) {
+        Answer::Online => {
+            // The agent looked after this look began.
+            look.end(Marker::Absent);
+            count(Counter::PassedAnswered);
+            0
+        }
+        Answer::Watched if inode.is_watched() => {
+            count(Counter::PassedWatched);
+            0
+        }
+        Answer::Refuse(error) => error,
+        Answer::Watched | Answer::Nobody => -EAGAIN,
+    }
+}

@@ -1,0 +1,92 @@
+//! `path_truncate` and `inode_setattr`: `truncate(2)` opens nothing, and fsnotify has looked before
+//! either hook is called, so no watch can help.
+//!
+//! `path_truncate` has the file recalled while the caller waits, but cannot read the marker: the
+//! kernel's functions do not accept `path->dentry`. So it only asks, about what is not known to be
+//! online. `inode_setattr` gets the directory entry itself, and refuses what is still marked.
+
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+use hsm_common::filter::{Counter, KIND_TRUNCATE};
+
+use crate::counters::count;
+use crate::coverage::{self, Mode};
+use crate::guard_post_open::still_marked;
+use crate::marker::{self, Marker};
+use crate::object::{Attributes, Dentry, Path};
+use crate::task;
+use crate::verdict::{Look, Verdict};
+use crate::wait::{Answer, EAGAIN, ask};
+
+/// `ATTR_SIZE` of `<linux/fs.h>`.
+const ATTR_SIZE: u32 = 1 << 3;
+
+/// `int path_truncate(const struct path *path)`.
+#[lsm(hook = "path_truncate", sleepable)]
+pub fn guard_truncate(context: LsmContext) -> i32 {
+    // SAFETY: the hook's first argument.
+    let path = unsafe { Path::new(context.arg(0)) };
+    let Some(inode) = path.dentry().inode() else { return 0 };
+    if !inode.is_regular() || Verdict::peek(inode).is_online() {
+        return 0;
+    }
+    let sb = inode.superblock();
+    if coverage::of(sb) != Some(Mode::Filter) || task::is_exempt() || !coverage::is_served() {
+        return 0;
+    }
+    count(Counter::TruncateAsked);
+    let look = Look::begin(inode);
+    match ask(inode, sb, KIND_TRUNCATE) {
+        Answer::Online => {
+            // The agent looked after this look began.
+            look.end(Marker::Absent);
+            0
+        }
+        Answer::Refuse(error) => {
+            count(Counter::TruncateDenied);
+            error
+        }
+        // The file may be online all the same: `inode_setattr` decides.
+        Answer::Watched | Answer::Nobody => 0,
+    }
+}
+
+/// `int inode_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr *attr)`.
+#[lsm(hook = "inode_setattr", sleepable)]
+pub fn guard_setattr(context: LsmContext) -> i32 {
+    // SAFETY: the hook's third argument.
+    let attributes = unsafe { Attributes::new(context.arg(2)) };
+    if attributes.valid() & ATTR_SIZE == 0 {
+        return 0;
+    }
+    // SAFETY: the hook's second argument.
+    let dentry = unsafe { Dentry::new(context.arg(1)) };
+    let Some(inode) = dentry.inode() else { return 0 };
+    if !inode.is_regular() {
+        return 0;
+    }
+    let verdict = Verdict::peek(inode);
+    if verdict.is_online() {
+        return 0;
+    }
+    let sb = inode.superblock();
+    let Some(mode) = coverage::of(sb) else { return 0 };
+    if task::is_exempt() {
+        return 0;
+    }
+    let look = Look::begin(inode);
+    let marker = if verdict.is_marked() { Marker::Present } else { marker::of_dentry(dentry) };
+    look.end(marker);
+    if marker == Marker::Absent {
+        return 0;
+    }
+    let result = match mode {
+        Mode::Guard if coverage::is_answered_for(sb) => 0,
+        Mode::Guard => -EAGAIN,
+        Mode::Filter => still_marked(inode, sb, marker, look),
+    };
+    if result != 0 {
+        count(Counter::TruncateDenied);
+    }
+    result
+}

@@ -1,0 +1,40 @@
+//! `inode_post_setxattr` and `inode_post_removexattr`: the marker or the record of an inode has
+//! changed, whoever did it, and before the system call returns to them.
+//!
+//! Whether the file system is covered does not matter: a verdict can be left from a time when it
+//! was.
+
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+use hsm_common::filter::Counter;
+
+use crate::counters::count;
+use crate::marker::AttributeName;
+use crate::object::Dentry;
+use crate::verdict::Verdict;
+
+/// `void inode_post_setxattr(struct dentry *dentry, const char *name, const void *value, size_t
+/// size, int flags)`.
+#[lsm(hook = "inode_post_setxattr")]
+pub fn invalidate_set(context: LsmContext) -> i32 {
+    // SAFETY: the hook's first argument.
+    changed(unsafe { Dentry::new(context.arg(0)) }, context.arg(1))
+}
+
+/// `void inode_post_removexattr(struct dentry *dentry, const char *name)`.
+#[lsm(hook = "inode_post_removexattr")]
+pub fn invalidate_removed(context: LsmContext) -> i32 {
+    // SAFETY: the hook's first argument.
+    changed(unsafe { Dentry::new(context.arg(0)) }, context.arg(1))
+}
+
+#[inline(always)]
+fn changed(dentry: Dentry, name: *const u8) -> i32 {
+    let Some(inode) = dentry.inode() else { return 0 };
+    let verdict = Verdict::peek(inode);
+    if verdict.exists() && AttributeName::read(name).is_state() {
+        verdict.invalidate();
+        count(Counter::Invalidated);
+    }
+    0
+}

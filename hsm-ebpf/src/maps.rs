@@ -1,0 +1,44 @@
+//! The maps; their layout is `hsm_common::filter`'s.
+
+use aya_ebpf::btf_maps::{Array, HashMap, InodeStorage, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use hsm_common::filter::{
+    Cached, Counter, Coverage, MAX_EXEMPT, MAX_FILESYSTEMS, MAX_WAITS, Process, RING_BYTES,
+    Request, Uuid, Wait,
+};
+
+/// Covered file systems.
+#[btf_map]
+pub static FILESYSTEMS: HashMap<Uuid, Coverage, { MAX_FILESYSTEMS as usize }> = HashMap::new();
+
+/// Start times of exempt processes.
+#[btf_map]
+pub static EXEMPT: HashMap<u32, u64, { MAX_EXEMPT as usize }> = HashMap::new();
+
+/// Who serves requests.
+#[btf_map]
+pub static SERVER: Array<Process, 1> = Array::new();
+
+/// Questions to the server.
+#[btf_map]
+pub static REQUESTS: RingBuf<Request, { RING_BYTES as usize }> = RingBuf::new();
+
+/// Those who wait for an answer.
+#[btf_map]
+pub static WAITS: HashMap<u64, Wait, { MAX_WAITS as usize }> = HashMap::new();
+
+/// Cached verdicts.
+#[btf_map]
+pub static VERDICTS: InodeStorage<Cached> = InodeStorage::new();
+
+/// What happened.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
+
+/// The last request's number. A map, not a global: it is kept when the programs are replaced.
+#[btf_map]
+pub static NUMBERS: Array<u64, 1> = Array::new();
+
+/// Where the kernel puts a marker's bytes. Nobody reads them, so writers need not agree.
+#[btf_map]
+pub static SCRATCH: Array<[u8; 64], 1> = Array::new();

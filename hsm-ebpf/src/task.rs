@@ -1,0 +1,127 @@
+//! The process in whose name a program runs.
+
+use aya_ebpf::bindings::task_struct;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::{bpf_copy_from_user_task, bpf_get_current_task_btf};
+
+use crate::maps::EXEMPT;
+use crate::settings::setting;
+
+/// Nanoseconds of a clock tick as `/proc` tells times: `USER_HZ` is 100 everywhere.
+const TICK: u64 = 10_000_000;
+
+/// Process number of the caller.
+#[inline(always)]
+pub fn tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// A thread.
+#[derive(Clone, Copy)]
+pub struct Task(*const u8);
+
+impl Task {
+    /// The caller.
+    #[inline(always)]
+    pub fn current() -> Self {
+        // SAFETY: the helper has no preconditions; its result is a trusted pointer.
+        Self(unsafe { bpf_get_current_task_btf() }.cast_const().cast())
+    }
+
+    /// Takes a program's argument.
+    ///
+    /// # Safety
+    /// The argument is a pointer to `struct task_struct`.
+    #[inline(always)]
+    pub unsafe fn new(argument: *const u8) -> Self {
+        Self(argument)
+    }
+
+    #[inline(always)]
+    fn get<T: Copy>(self, offset: u32) -> T {
+        read(self.0, offset)
+    }
+
+    /// The process's first thread.
+    #[inline(always)]
+    fn leader(self) -> Self {
+        Self(self.get(setting!(offsets.task_leader)))
+    }
+
+    /// Whether this is its process's first thread.
+    #[inline(always)]
+    pub fn is_leader(self) -> bool {
+        core::ptr::eq(self.leader().0, self.0)
+    }
+
+    /// Process number.
+    #[inline(always)]
+    pub fn tgid(self) -> u32 {
+        self.get(setting!(offsets.task_tgid))
+    }
+
+    /// Start of the process in ticks after boot.
+    #[inline(always)]
+    pub fn start(self) -> u64 {
+        self.leader().get::<u64>(setting!(offsets.task_start)) / TICK
+    }
+
+    /// Whether this is a kernel thread.
+    #[inline(always)]
+    pub fn is_kernel(self) -> bool {
+        self.get::<*const u8>(setting!(offsets.task_mm)).is_null()
+    }
+
+    /// Whether a signal waits that the thread would take now.
+    ///
+    /// Not the thread's flag bits, whose numbers differ between kernels.
+    #[inline(always)]
+    pub fn is_interrupted(self) -> bool {
+        let set = setting!(offsets.pending_set);
+        let own: u64 = self.get(setting!(offsets.task_pending) + set);
+        let blocked: u64 = self.get(setting!(offsets.task_blocked));
+        let shared: *const u8 = self.get(setting!(offsets.task_signal));
+        let shared: u64 = read(shared, setting!(offsets.signal_pending) + set);
+        (own | shared) & !blocked != 0
+    }
+
+    /// Lets others run: reads a byte of the caller's arguments. The copy takes the address
+    /// space's lock, which is a point where a kernel without preemption schedules too.
+    #[inline(always)]
+    pub fn yield_cpu(self) {
+        let mm: *const u8 = self.get(setting!(offsets.task_mm));
+        if mm.is_null() {
+            return;
+        }
+        let address: u64 = read(mm, setting!(offsets.mm_arg_start));
+        let mut byte = 0u64;
+        // SAFETY: `byte` takes one byte, and the helper checks the address; what it returns does
+        // not matter.
+        unsafe {
+            bpf_copy_from_user_task(
+                (&raw mut byte).cast(),
+                1,
+                address as *const _,
+                self.0.cast_mut().cast::<task_struct>(),
+                0,
+            );
+        }
+    }
+}
+
+/// Whether the caller opens marked files as it likes: the agent.
+#[inline(always)]
+pub fn is_exempt() -> bool {
+    // SAFETY: the value is read at once; entries are changed by the agent only.
+    match unsafe { EXEMPT.get(tgid()) } {
+        Some(&start) => start == Task::current().start(),
+        None => false,
+    }
+}
+
+/// Reads a member of a kernel structure.
+#[inline(always)]
+fn read<T: Copy>(object: *const u8, offset: u32) -> T {
+    // SAFETY: the verifier checks offset and size against the structure.
+    unsafe { object.add(offset as usize).cast::<T>().read_volatile() }
+}

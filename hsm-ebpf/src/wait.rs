@@ -1,0 +1,196 @@
+//! Asking the agent, and waiting for its answer.
+//!
+//! A program cannot sleep until it is woken. It looks in turns: at its entry in `WAITS`, at the
+//! inode's mask, at its signals, at the server and at the clock, and lets others run in between.
+//! The wait keeps a grace period of the kernel from ending, so it is short: it lasts until there
+//! is a watch, and fanotify does the long waiting.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::{BPF_NOEXIST, bpf_iter_num};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use hsm_common::filter::{ANSWER_ONLINE, ANSWER_WATCHED, Counter, KIND_TRUNCATE, Request, Wait};
+
+use crate::atomic;
+use crate::counters::{count, count_many};
+use crate::coverage::is_served;
+use crate::maps::{NUMBERS, REQUESTS, WAITS};
+use crate::object::{Inode, SuperBlock};
+use crate::settings::setting;
+use crate::task::{self, Task};
+
+/// Try again.
+pub const EAGAIN: i32 = 11;
+/// The system call is done again after the signal, or fails with `EINTR`.
+const ERESTARTSYS: i32 = 512;
+/// Largest error number that a hook may return.
+const MAX_ERRNO: i32 = 4095;
+
+/// Turns of the inner loop: the kernel's limit.
+const INNER: i32 = 1 << 23;
+/// Turns of the outer loop. Together more than any limit of time allows.
+const OUTER: i32 = 1 << 10;
+
+unsafe extern "C" {
+    /// Linux 6.4.
+    fn bpf_iter_num_new(iter: *mut bpf_iter_num, start: i32, end: i32) -> i32;
+    /// Linux 6.4.
+    fn bpf_iter_num_next(iter: *mut bpf_iter_num) -> *const i32;
+    /// Linux 6.4.
+    fn bpf_iter_num_destroy(iter: *mut bpf_iter_num);
+}
+
+/// What came of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The file is online.
+    Online,
+    /// Somebody watches the inode now.
+    Watched,
+    /// Nobody could tell: nobody serves, no room, no progress.
+    Nobody,
+    /// Refuse with this (negative) error.
+    Refuse(i32),
+}
+
+impl Answer {
+    /// The hook's result where only an online file passes.
+    #[inline(always)]
+    pub fn needs_online(self) -> i32 {
+        match self {
+            Self::Online => 0,
+            Self::Refuse(error) => error,
+            Self::Watched | Self::Nobody => -EAGAIN,
+        }
+    }
+}
+
+/// Asks, and waits as long as there is progress.
+#[inline(always)]
+pub fn ask(inode: Inode, sb: SuperBlock, kind: u32) -> Answer {
+    if !is_served() {
+        count(Counter::DeniedNoServer);
+        return Answer::Nobody;
+    }
+    let Some(number) = NUMBERS.get_ptr_mut(0) else { return Answer::Nobody };
+    // SAFETY: an array's values live as long as the map.
+    let id = unsafe { atomic::add(number, 1) } + 1;
+    let begin = Wait { verdict: 0, beat: 0 };
+    if WAITS.insert(&id, &begin, u64::from(BPF_NOEXIST)).is_err() {
+        count(Counter::DeniedFull);
+        return Answer::Nobody;
+    }
+    let request = Request {
+        id,
+        uuid: sb.uuid(),
+        ino: inode.number(),
+        subvolume: inode.subvolume(),
+        generation: inode.generation(),
+        tgid: task::tgid(),
+        kind,
+        device: sb.device(),
+    };
+    let answer = if REQUESTS.output(&request, 0).is_err() {
+        count(Counter::DeniedFull);
+        Answer::Nobody
+    } else {
+        count(Counter::Requested);
+        wait(id, inode, kind)
+    };
+    // From here on a late answer finds no entry.
+    let _ = WAITS.remove(&id);
+    answer
+}
+
+/// State of a wait.
+struct Patience {
+    limit: u64,
+    deadline: u64,
+    beat: u32,
+    turns: u64,
+}
+
+#[inline(always)]
+fn wait(id: u64, inode: Inode, kind: u32) -> Answer {
+    let task = Task::current();
+    let limit = if task.is_kernel() {
+        setting!(spin_limit)
+    } else if kind == KIND_TRUNCATE {
+        setting!(truncate_limit)
+    } else {
+        setting!(open_limit)
+    };
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let mut patience = Patience { limit, deadline: now + limit, beat: 0, turns: 0 };
+    let mut answer = None;
+    let mut outer = MaybeUninit::<bpf_iter_num>::uninit();
+    let mut inner = MaybeUninit::<bpf_iter_num>::uninit();
+    // SAFETY: both iterators stay where they are on the stack, are made before they are used and
+    // destroyed on the one way out of their loop.
+    unsafe {
+        bpf_iter_num_new(outer.as_mut_ptr(), 0, OUTER);
+        while answer.is_none() && !bpf_iter_num_next(outer.as_mut_ptr()).is_null() {
+            bpf_iter_num_new(inner.as_mut_ptr(), 0, INNER);
+            while answer.is_none() && !bpf_iter_num_next(inner.as_mut_ptr()).is_null() {
+                answer = turn(id, inode, kind, task, &mut patience);
+            }
+            bpf_iter_num_destroy(inner.as_mut_ptr());
+        }
+        bpf_iter_num_destroy(outer.as_mut_ptr());
+    }
+    count_many(Counter::WaitTurns, patience.turns);
+    answer.unwrap_or(Answer::Nobody)
+}
+
+/// Looks once. `None`: not yet.
+#[inline(always)]
+fn turn(id: u64, inode: Inode, kind: u32, task: Task, patience: &mut Patience) -> Option<Answer> {
+    patience.turns += 1;
+    // SAFETY: the entry is this caller's own; nobody else removes it. Volatile: the agent writes.
+    let wait = match WAITS.get_ptr(&id) {
+        Some(wait) => unsafe { wait.read_volatile() },
+        None => return Some(Answer::Nobody),
+    };
+    if wait.verdict != 0 {
+        return Some(decide(wait.verdict));
+    }
+    if kind != KIND_TRUNCATE && inode.is_watched() {
+        return Some(Answer::Watched);
+    }
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if wait.beat != patience.beat {
+        patience.beat = wait.beat;
+        patience.deadline = now + patience.limit;
+    }
+    if now > patience.deadline {
+        count(Counter::DeniedTimeout);
+        return Some(Answer::Nobody);
+    }
+    if !is_served() {
+        count(Counter::DeniedNoServer);
+        return Some(Answer::Nobody);
+    }
+    if !task.is_kernel() && task.is_interrupted() {
+        count(Counter::Interrupted);
+        return Some(Answer::Refuse(-ERESTARTSYS));
+    }
+    task.yield_cpu();
+    None
+}
+
+/// What the agent's word means.
+#[inline(always)]
+fn decide(verdict: i32) -> Answer {
+    if verdict == ANSWER_ONLINE {
+        Answer::Online
+    } else if verdict == ANSWER_WATCHED {
+        Answer::Watched
+    } else if verdict < 0 && verdict >= -MAX_ERRNO {
+        count(Counter::DeniedAnswer);
+        Answer::Refuse(verdict)
+    } else {
+        Answer::Nobody
+    }
+}
