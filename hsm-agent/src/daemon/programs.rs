@@ -56,16 +56,15 @@ impl Programs {
 
     fn install(&self, config: &Config, link: &Link) -> Result<Maps, String> {
         if !process::in_initial_pid_namespace().map_err(|e| format!("/proc/self/ns/pid: {e}"))? {
-            return Err("the agent runs in a pid namespace of its own (a container), where it does \
+            return Err(
+                "the agent runs in a pid namespace of its own (a container), where it does \
                         not know its own process number; run it outside"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         let base = &config.agent.bpf_dir;
-        let settings = Settings {
-            base: base.clone(),
-            marker: self.marker.clone(),
-            ..Settings::default()
-        };
+        let settings =
+            Settings { base: base.clone(), marker: self.marker.clone(), ..Settings::default() };
         let maps = Guard::install(&settings).map_err(|e| e.to_string())?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(base, flags, Mode::empty())
