@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod apt;
 mod bench;
 mod demo;
+mod ebpf;
 mod kernel;
 mod lab;
 mod lint;
@@ -36,6 +37,8 @@ enum Task {
     Test(suites::Options),
     /// Measures archive, release and recall against cp
     Bench(bench::Options),
+    /// Builds the kernel programs, and hsm with them inside
+    Build(ebpf::Options),
     /// Boots a guest and runs the end-to-end suite, a command or a shell in it
     Vm(vm::Options),
     /// Builds the guest's kernel
@@ -61,6 +64,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suites::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Build(options) => ebpf::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Kernel(options) => kernel::run(&options),
         Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
