@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cpio::initramfs;
 use crate::plan::{CONSOLE, Layout, SOCKETS, Vm};
-use crate::watch::{Limits, Outcome, Watch};
+use crate::watch::{End, Limits, Outcome, Watch};
 
 /// How often limits are looked at while nothing is heard.
 const TICK: Duration = Duration::from_millis(100);
@@ -69,7 +69,7 @@ impl Vm {
         let errors = dir.path().join("qemu.log");
         let mut guest = Guest::start(self, &layout, job.terminal.is_some(), &errors)?;
         let outcome = self.attend(&mut guest, &layout, &heard, session)?;
-        if outcome.boot.is_none() {
+        if outcome.end == End::Crashed && outcome.boot.is_none() {
             explain(&errors)?;
         }
         dir.close().context("removing the run's directory")?;
