@@ -17,9 +17,11 @@
 //! - Reading an event makes the kernel open the file for us, and that open may wait for a lease
 //!   that the engine holds during a release. So there are several reader threads per group, each
 //!   read takes few events, and the engine lets go of a lease as soon as it is broken.
+//! - If holder and engine die together, the service manager keeps the watch ([`keep`]).
 //! - Nothing is ever answered ALLOW because of an error: what cannot be handed over is denied.
 
 mod engine;
+mod keep;
 mod pending;
 pub mod protocol;
 mod reader;
@@ -27,4 +29,5 @@ mod run;
 mod shared;
 mod watchdog;
 
+pub use keep::deny_numbers;
 pub use run::{HolderError, MAX_WAITING, run};

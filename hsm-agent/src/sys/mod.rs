@@ -5,6 +5,7 @@
 
 pub mod fanotify;
 pub mod handle;
+pub mod inherited;
 pub mod inode;
 pub mod invisible;
 pub mod lease;
