@@ -91,7 +91,7 @@ impl Link {
         ToHolder::Answer { id: event.id, verdict }.send(self.socket.as_fd(), None)
     }
 
-    /// Answers [`Incoming::Ping`].
+    /// Answers the holder that asks.
     pub fn alive(&self) -> io::Result<()> {
         ToHolder::Alive.send(self.socket.as_fd(), None)
     }

@@ -35,6 +35,7 @@ impl Engine {
             .env(SOCKET_VARIABLE, theirs.as_raw_fd().to_string())
             .env(RESTARTS_VARIABLE, earlier.to_string())
             .env_remove("NOTIFY_SOCKET")
+            .env_remove("LISTEN_FDS")
             .spawn()?;
         drop(theirs);
         shared.engine_pid.store(pid_of(&child), Ordering::SeqCst);

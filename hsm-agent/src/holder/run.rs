@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
 use super::engine::Engine;
+use super::keep;
 use super::protocol::{ToEngine, ToHolder};
 use super::shared::Shared;
 use super::watchdog::{Look, Watchdog};
@@ -55,6 +56,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> HolderError {
 pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
     let signals = SignalFd::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD], true)
         .map_err(system("receive signals"))?;
+    let kept = keep::kept();
     let room = raise_descriptor_limit().saturating_sub(SPARE_DESCRIPTORS).min(MAX_WAITING);
     let shared = Arc::new(Shared::new(room as usize).map_err(system("make an eventfd"))?);
     let engine = Engine::start(&shared, arguments, 0).map_err(system("start its engine"))?;
@@ -66,6 +68,7 @@ pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
         stopping: None,
         restart: Restart::default(),
         watchdog: Watchdog::from_environment(),
+        kept,
     };
     let code = holder.main_loop(&signals)?;
     holder.leave();
@@ -88,6 +91,8 @@ struct Holder<'a> {
     stopping: Option<Instant>,
     restart: Restart,
     watchdog: Watchdog,
+    /// Groups of an earlier agent, until an engine of ours serves.
+    kept: Vec<(String, Group)>,
 }
 
 impl Holder<'_> {
@@ -173,6 +178,8 @@ impl Holder<'_> {
                     break;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                // It died with messages unread. Its end is noticed by SIGCHLD.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => break,
                 Err(error) => {
                     tracing::error!(%error, "message of the engine not understood");
                     break;
@@ -210,6 +217,7 @@ impl Holder<'_> {
     fn make_group(&self, name: String) -> io::Result<usize> {
         let group =
             Arc::new(Group::new(GroupOptions { class: Class::PreContent, nonblock: false })?);
+        keep::keep(&group);
         let mut groups = self.shared.groups();
         groups.push((name, Arc::clone(&group)));
         let number = groups.len() - 1;
@@ -219,6 +227,7 @@ impl Holder<'_> {
     }
 
     fn ready(&mut self) {
+        keep::retire(&self.shared, std::mem::take(&mut self.kept));
         self.restart = Restart { count: self.restart.count, ..Restart::default() };
         self.shared.denying.store(false, Ordering::SeqCst);
         self.shared.serving.store(true, Ordering::SeqCst);

@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod fanotify;
 pub mod fsuuid;
 pub mod handle;
+pub mod inherited;
 pub mod inode;
 pub mod invisible;
 pub mod lease;

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hsm_lab::agent::Watchdog;
+use hsm_lab::agent::{Kept, Manager, Watchdog};
 use hsm_lab::hsm::Report;
 use hsm_lab::{Agent, Content, FsKind, Hsm, LoopFs, Output, PoolConfig, Run, loopfs, patience};
 
@@ -176,8 +176,15 @@ impl Pool {
 
     /// Starts the agent with the current configuration.
     pub(crate) fn start(&mut self) -> Result<()> {
+        self.start_keeping(None)
+    }
+
+    /// [`start`](Self::start) with what an earlier agent gave the service manager to keep.
+    pub(crate) fn start_keeping(&mut self, kept: Option<Kept>) -> Result<()> {
         self.config.write()?;
-        self.agent = Some(Agent::start_with(exe(), &self.dir, &self.config.environment)?);
+        let (environment, keeps) = (self.config.environment.as_slice(), self.config.keeps);
+        let manager = Manager { environment, keeps, kept };
+        self.agent = Some(Agent::start_by(manager, exe(), &self.dir)?);
         Ok(())
     }
 

@@ -31,6 +31,8 @@ pub struct PoolConfig {
     pub other_store: Option<Vec<String>>,
     /// Environment variables for the agent.
     pub environment: Vec<(String, String)>,
+    /// The agent's service manager keeps descriptors. Then killing the agent frees nobody who waits.
+    pub keeps: bool,
     /// The tracing filter; `HSM_LAB_LOG` overrides it.
     pub log: String,
 }

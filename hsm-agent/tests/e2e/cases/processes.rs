@@ -26,6 +26,9 @@ cases! {
     waiters_can_be_aborted,
     offline_files_survive_the_death_of_the_holder,
     offline_files_survive_the_death_of_both_processes,
+    a_service_manager_keeps_the_files_closed_when_both_processes_die with |config| {
+        config.keeps = true;
+    },
     a_restarted_agent_serves_its_offline_files,
     a_lost_catalogue_is_rebuilt,
 }
@@ -256,6 +259,37 @@ fn offline_files_survive_the_death_of_both_processes(pool: &mut Pool) -> Result<
     pool.start()?;
     pool.restart_fast()?;
     quiet.check()?;
+    files.iter().try_for_each(Sample::check)
+}
+
+fn a_service_manager_keeps_the_files_closed_when_both_processes_die(pool: &mut Pool) -> Result<()> {
+    let (quiet, online) = (pool.offline_file("quiet", MIB)?, pool.file("online", MIB)?);
+    let (mut files, mut readers) = waiting_readers(pool, 3)?;
+    let mut agent = pool.take_agent()?;
+    let mut kept = agent.take_kept();
+    ensure!(kept.len() == 1, "{} descriptors were given to be kept", kept.len());
+    agent.killer().kill();
+    agent.kill_holder()?;
+    for late in [&quiet, &online] {
+        let path = late.path.clone();
+        readers.push(thread::spawn(move || fs::read(path)));
+        files.push(late.clone());
+    }
+    thread::sleep(Duration::from_secs(1));
+    let done = readers.iter().filter(|reader| reader.is_finished()).count();
+    ensure!(done == 0, "{done} readers went on while there was no agent");
+    pool.start_keeping(kept.pop())?;
+    let end = Instant::now() + Duration::from_secs(10);
+    while readers.iter().any(|reader| !reader.is_finished()) {
+        ensure!(Instant::now() < end, "a reader waits on for the dead agent");
+        thread::sleep(Duration::from_millis(20));
+    }
+    for (file, reader) in files.iter().zip(readers) {
+        if let Ok(bytes) = reader.join().map_err(|_| anyhow!("a reader panicked"))? {
+            file.content.check_bytes(&bytes)?;
+        }
+    }
+    pool.restart_fast()?;
     files.iter().try_for_each(Sample::check)
 }
 
