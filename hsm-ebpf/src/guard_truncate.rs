@@ -1,9 +1,10 @@
 //! `path_truncate` and `inode_setattr`: `truncate(2)` opens nothing, and fsnotify has looked before
 //! either hook is called, so no watch can help.
 //!
-//! `path_truncate` has the file recalled while the caller waits, but cannot read the marker: the
-//! kernel's functions do not accept `path->dentry`. So it only asks, about what is not known to be
-//! online. `inode_setattr` gets the directory entry itself, and refuses what is still marked.
+//! `path_truncate` has the file recalled while the caller waits, but can see neither the marker nor
+//! a cached verdict: the kernel's functions do not accept `path->dentry`. So in filter mode it asks
+//! about every regular file, as long as somebody serves. `inode_setattr` gets the directory entry
+//! itself, and refuses what is still marked.
 
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
@@ -27,7 +28,7 @@ pub fn guard_truncate(context: LsmContext) -> i32 {
     // SAFETY: the hook's first argument.
     let path = unsafe { Path::new(context.arg(0)) };
     let Some(inode) = path.dentry().inode() else { return 0 };
-    if !inode.is_regular() || Verdict::peek(inode).is_online() {
+    if !inode.is_regular() {
         return 0;
     }
     let sb = inode.superblock();
@@ -35,19 +36,13 @@ pub fn guard_truncate(context: LsmContext) -> i32 {
         return 0;
     }
     count(Counter::TruncateAsked);
-    let look = Look::begin(inode);
     match ask(inode, sb, KIND_TRUNCATE) {
-        Answer::Online => {
-            // The agent looked after this look began.
-            look.end(Marker::Absent);
-            0
-        }
         Answer::Refuse(error) => {
             count(Counter::TruncateDenied);
             error
         }
-        // The file may be online all the same: `inode_setattr` decides.
-        Answer::Watched | Answer::Nobody => 0,
+        // Whatever was or was not answered, `inode_setattr` decides.
+        Answer::Online | Answer::Watched | Answer::Nobody => 0,
     }
 }
 

@@ -12,7 +12,7 @@ const BPF_PROG_TYPE_LSM: u32 = 29;
 /// `BPF_LSM_MAC`.
 const BPF_LSM_MAC: u32 = 27;
 /// `LSM_ID_BPF` of `<linux/lsm.h>`.
-const LSM_ID_BPF: u64 = 110;
+const LSM_ID_BPF: u64 = 109;
 /// `lsm_list_modules(2)`, since Linux 6.8; the same number on all architectures.
 const SYS_LSM_LIST_MODULES: libc::c_long = 461;
 

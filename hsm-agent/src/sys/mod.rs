@@ -14,6 +14,7 @@ pub mod probe;
 pub mod process;
 pub mod signal;
 pub mod space;
+pub mod task_storage;
 pub mod uuid;
 pub mod xattr;
 
