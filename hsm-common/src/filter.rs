@@ -19,9 +19,9 @@ pub const ABI_VERSION: u32 = 1;
 
 /// Map of [`Coverage`] by file system UUID.
 pub const FILESYSTEMS: &str = "FILESYSTEMS";
-/// Map of start times by process number: who opens marked files without being asked about.
-pub const EXEMPT: &str = "EXEMPT";
-/// Array of one [`Process`]: who serves the requests. All zero: nobody.
+/// Task storage of [`Trust`]: what a process may do that others may not.
+pub const TRUSTED: &str = "TRUSTED";
+/// Array of one [`Server`]: who serves the requests. All zero: nobody.
 pub const SERVER: &str = "SERVER";
 /// Ring buffer of [`Request`]s.
 pub const REQUESTS: &str = "REQUESTS";
@@ -38,8 +38,6 @@ pub const SETTINGS: &str = "SETTINGS";
 
 /// File systems that can be covered at a time.
 pub const MAX_FILESYSTEMS: u32 = 1024;
-/// Processes that can be exempt at a time.
-pub const MAX_EXEMPT: u32 = 1024;
 /// Openers that can wait in a hook at a time. One more is refused with `EAGAIN`.
 pub const MAX_WAITS: u32 = 16 * 1024;
 /// Bytes of the request ring: a power of two and of pages, room for [`MAX_WAITS`] requests with
@@ -67,15 +65,34 @@ pub const MODE_GUARD: u32 = 1;
 /// Ask the server for a watch.
 pub const MODE_FILTER: u32 = 2;
 
-/// A process that cannot be mistaken for a later one of the same number.
+/// What a process is trusted with. It belongs to the process's first thread in the kernel itself,
+/// which user space names by a pidfd: it cannot be forged, a child does not inherit it, another
+/// process that gets the same number does not have it, and it is gone with the process. No process
+/// number is involved, so that it works from inside any PID namespace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Process {
-    /// Start of the process after boot in clock ticks of 10 ms: field 22 of `/proc/PID/stat`, read
-    /// in the initial time namespace.
-    pub start: u64,
-    /// Process number (`tgid`) in the initial PID namespace.
-    pub tgid: u32,
+pub struct Trust {
+    /// [`TRUST_EXEMPT`], [`TRUST_SERVER`].
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// With [`TRUST_SERVER`]: as which [`Server`].
+    pub serial: u64,
+}
+
+/// Opens marked files as it likes, changes hsm's attributes, and is never asked about.
+pub const TRUST_EXEMPT: u32 = 1;
+/// Serves requests: when it ends, the entry with its serial number is cleared.
+pub const TRUST_SERVER: u32 = 2;
+
+/// Who serves requests.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Server {
+    /// Random and not zero, another one for each registration. Zero: nobody serves.
+    pub serial: u64,
+    /// Process number as its registrar knew it, for people.
+    pub pid: u32,
     /// Zero.
     pub reserved: u32,
 }
@@ -96,7 +113,7 @@ pub struct Request {
     pub subvolume: u64,
     /// Inode generation.
     pub generation: u32,
-    /// Process that is waiting (zero: a kernel thread).
+    /// Process that is waiting, as numbered in the initial PID namespace.
     pub tgid: u32,
     /// [`KIND_WATCH`], [`KIND_QUERY`] or [`KIND_TRUNCATE`].
     pub kind: u32,
@@ -290,10 +307,6 @@ offsets! {
     iattr_valid = "iattr.ia_valid" needed,
     /// First thread of the process.
     task_leader = "task_struct.group_leader" needed,
-    /// Process number.
-    task_tgid = "task_struct.tgid" needed,
-    /// Start after boot in nanoseconds.
-    task_start = "task_struct.start_boottime" needed,
     /// Address space; null for a kernel thread.
     task_mm = "task_struct.mm" needed,
     /// Signals that wait for the thread.
@@ -388,16 +401,20 @@ counters! {
     IoctlDenied = "ioctl_denied",
     /// Cached verdicts that a change of an attribute made invalid.
     Invalidated = "verdict_invalidated",
-    /// Exempt processes and servers that were forgotten because they ended.
-    Forgotten = "process_forgotten",
+    /// Servers that ended.
+    ServerGone = "server_gone",
 }
 
 const _: () = {
     assert!(size_of::<Coverage>() == 4);
 
-    assert!(size_of::<Process>() == 16);
-    assert!(offset_of!(Process, start) == 0);
-    assert!(offset_of!(Process, tgid) == 8);
+    assert!(size_of::<Trust>() == 16);
+    assert!(offset_of!(Trust, flags) == 0);
+    assert!(offset_of!(Trust, serial) == 8);
+
+    assert!(size_of::<Server>() == 16);
+    assert!(offset_of!(Server, serial) == 0);
+    assert!(offset_of!(Server, pid) == 8);
 
     assert!(size_of::<Request>() == 56);
     assert!(offset_of!(Request, id) == 0);

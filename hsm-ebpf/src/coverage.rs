@@ -31,7 +31,7 @@ pub fn of(sb: SuperBlock) -> Option<Mode> {
 pub fn is_served() -> bool {
     match SERVER.get_ptr(0) {
         // SAFETY: an array's values live as long as the map; volatile, because others write it.
-        Some(server) => unsafe { (&raw const (*server).tgid).read_volatile() != 0 },
+        Some(server) => unsafe { (&raw const (*server).serial).read_volatile() != 0 },
         None => false,
     }
 }

@@ -29,6 +29,7 @@ mod marker;
 mod object;
 mod settings;
 mod task;
+mod task_storage;
 mod verdict;
 mod wait;
 

@@ -3,21 +3,23 @@
 use aya_ebpf::btf_maps::{Array, HashMap, InodeStorage, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use hsm_common::filter::{
-    Cached, Counter, Coverage, MAX_EXEMPT, MAX_FILESYSTEMS, MAX_WAITS, Process, RING_BYTES,
-    Request, Uuid, Wait,
+    Cached, Counter, Coverage, MAX_FILESYSTEMS, MAX_WAITS, RING_BYTES, Request, Server, Trust,
+    Uuid, Wait,
 };
+
+use crate::task_storage::TaskStorage;
 
 /// Covered file systems.
 #[btf_map]
 pub static FILESYSTEMS: HashMap<Uuid, Coverage, { MAX_FILESYSTEMS as usize }> = HashMap::new();
 
-/// Start times of exempt processes.
+/// What processes are trusted with.
 #[btf_map]
-pub static EXEMPT: HashMap<u32, u64, { MAX_EXEMPT as usize }> = HashMap::new();
+pub static TRUSTED: TaskStorage<Trust> = TaskStorage::new();
 
 /// Who serves requests.
 #[btf_map]
-pub static SERVER: Array<Process, 1> = Array::new();
+pub static SERVER: Array<Server, 1> = Array::new();
 
 /// Questions to the server.
 #[btf_map]

@@ -4,11 +4,17 @@ use aya_ebpf::bindings::task_struct;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_copy_from_user_task, bpf_get_current_task_btf};
 
-use crate::maps::EXEMPT;
+use hsm_common::filter::{TRUST_EXEMPT, Trust};
+
+use crate::maps::TRUSTED;
 use crate::settings::setting;
 
-/// Nanoseconds of a clock tick as `/proc` tells times: `USER_HZ` is 100 everywhere.
-const TICK: u64 = 10_000_000;
+unsafe extern "C" {
+    /// Linux 6.2.
+    fn bpf_rcu_read_lock();
+    /// Linux 6.2.
+    fn bpf_rcu_read_unlock();
+}
 
 /// Process number of the caller.
 #[inline(always)]
@@ -54,16 +60,20 @@ impl Task {
         core::ptr::eq(self.leader().0, self.0)
     }
 
-    /// Process number.
+    /// What its process is trusted with, if with anything.
     #[inline(always)]
-    pub fn tgid(self) -> u32 {
-        self.get(setting!(offsets.task_tgid))
-    }
-
-    /// Start of the process in ticks after boot.
-    #[inline(always)]
-    pub fn start(self) -> u64 {
-        self.leader().get::<u64>(setting!(offsets.task_start)) / TICK
+    pub fn trust(self) -> Option<Trust> {
+        // SAFETY: what is locked is unlocked below; the first thread is a pointer that the kernel
+        // accepts in between.
+        let trust = unsafe {
+            bpf_rcu_read_lock();
+            TRUSTED.get(self.leader().0)
+        };
+        // SAFETY: not null, and of this type. The agent replaces it as a whole.
+        let copy = if trust.is_null() { None } else { Some(unsafe { trust.read_volatile() }) };
+        // SAFETY: it was locked above.
+        unsafe { bpf_rcu_read_unlock() };
+        copy
     }
 
     /// Whether this is a kernel thread.
@@ -112,11 +122,7 @@ impl Task {
 /// Whether the caller opens marked files as it likes: the agent.
 #[inline(always)]
 pub fn is_exempt() -> bool {
-    // SAFETY: the value is read at once; entries are changed by the agent only.
-    match unsafe { EXEMPT.get(tgid()) } {
-        Some(&start) => start == Task::current().start(),
-        None => false,
-    }
+    Task::current().trust().is_some_and(|trust| trust.flags & TRUST_EXEMPT != 0)
 }
 
 /// Reads a member of a kernel structure.

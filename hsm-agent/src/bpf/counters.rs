@@ -39,6 +39,6 @@ mod tests {
         let counts = Counts((0..u64::from(Counter::COUNT)).collect());
         assert_eq!(counts.get(Counter::PassedAbsent), 1);
         assert_eq!(counts.iter().nth(1), Some(("open_passed_absent", 1)));
-        assert_eq!(Counts::default().get(Counter::Forgotten), 0);
+        assert_eq!(Counts::default().get(Counter::ServerGone), 0);
     }
 }

@@ -38,7 +38,7 @@ const fn lsm(name: &'static str, hook: &'static str) -> Program {
 /// Those that make cached verdicts invalid come before those that cache: otherwise a verdict
 /// "online" could outlive a marker that was set in between.
 pub(super) const PROGRAMS: &[Program] = &[
-    Program { name: "forget_process", hook: Hook::Tracepoint("sched_process_exit") },
+    Program { name: "server_gone", hook: Hook::Tracepoint("sched_process_exit") },
     lsm("invalidate_set", "inode_post_setxattr"),
     lsm("invalidate_removed", "inode_post_removexattr"),
     lsm("guard_setxattr", "inode_setxattr"),
@@ -54,7 +54,7 @@ pub(super) const PROGRAMS: &[Program] = &[
 /// Maps that are pinned.
 pub(super) const MAPS: &[&str] = &[
     filter::FILESYSTEMS,
-    filter::EXEMPT,
+    filter::TRUSTED,
     filter::SERVER,
     filter::REQUESTS,
     filter::WAITS,
@@ -83,6 +83,8 @@ impl Image {
     /// Creates the maps, or takes those that are pinned in `maps` already.
     pub(super) fn load(&self, maps: &Path) -> Result<Ebpf, BpfError> {
         let mut loader = EbpfLoader::new();
+        // aya has no type for task storage; it creates the map all the same.
+        loader.allow_unsupported_maps();
         loader.override_global(filter::SETTINGS, bytemuck::bytes_of(&self.settings), true);
         for name in MAPS {
             loader.map_pin_path(name, maps.join(name));

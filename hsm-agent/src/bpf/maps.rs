@@ -1,16 +1,18 @@
 //! The agent's side of the shared maps. Their layout is [`hsm_common::filter`]'s.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use bytemuck::{Pod, Zeroable};
-use hsm_common::filter::{self, Process, Wait};
+use hsm_common::filter::{self, Server, Trust, Wait};
 
 use super::counters::{self, Counts};
 use super::{BpfError, Requests, pin};
 use crate::sys::process;
+use crate::sys::task_storage::TaskStorage;
 
 pub use hsm_common::filter::Uuid;
 
@@ -56,8 +58,8 @@ type Table<K, V> = Mutex<HashMap<MapData, K, V>>;
 pub struct Maps {
     dir: PathBuf,
     filesystems: Table<Uuid, u32>,
-    exempt: Table<u32, u64>,
-    server: Mutex<Array<MapData, [u8; size_of::<Process>()]>>,
+    trusted: TaskStorage<{ size_of::<Trust>() }>,
+    server: Mutex<Array<MapData, [u8; size_of::<Server>()]>>,
     waits: Table<u64, [u8; size_of::<Wait>()]>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -80,7 +82,7 @@ impl Maps {
         Ok(Self {
             dir: dir.to_owned(),
             filesystems: Mutex::new(open(dir, filter::FILESYSTEMS)?),
-            exempt: Mutex::new(open(dir, filter::EXEMPT)?),
+            trusted: task_storage(dir, filter::TRUSTED)?,
             server: Mutex::new(open(dir, filter::SERVER)?),
             waits: Mutex::new(open(dir, filter::WAITS)?),
             counters: open(dir, filter::COUNTERS)?,
@@ -115,54 +117,77 @@ impl Maps {
     }
 
     /// Lets a process open marked files as it likes, change hsm's attributes, and be asked about
-    /// by nobody. Ends with the process.
+    /// by nobody. Ends with the process, and is not inherited by its children.
     pub fn exempt(&self, pid: u32) -> Result<(), BpfError> {
-        let start = start(pid)?;
-        lock(&self.exempt)
-            .insert(pid, start, 0)
-            .map_err(failed(filter::EXEMPT, "exempting a process"))
+        self.trust(pid, |trust| trust.flags |= filter::TRUST_EXEMPT)
     }
 
     /// Takes the exemption back. `false`: there was none.
     pub fn unexempt(&self, pid: u32) -> Result<bool, BpfError> {
-        let result = lock(&self.exempt).remove(&pid);
-        absent_is_false(result).map_err(failed(filter::EXEMPT, "taking an exemption back"))
+        let mut was = false;
+        self.trust(pid, |trust| {
+            was = trust.flags & filter::TRUST_EXEMPT != 0;
+            trust.flags &= !filter::TRUST_EXEMPT;
+        })?;
+        Ok(was)
     }
 
-    /// The exempt processes.
-    pub fn exempted(&self) -> Result<Vec<Process>, BpfError> {
-        let map = lock(&self.exempt);
-        map.iter()
-            .map(|entry| entry.map(|(tgid, start)| Process { start, tgid, reserved: 0 }))
-            .collect::<Result<_, _>>()
-            .map_err(failed(filter::EXEMPT, "listing"))
+    /// Whether a process is exempt.
+    pub fn is_exempt(&self, pid: u32) -> Result<bool, BpfError> {
+        let trust = self.trust_of(&open_process(pid)?, pid)?;
+        Ok(trust.flags & filter::TRUST_EXEMPT != 0)
     }
 
     /// Declares a process to be the one that serves requests, in either mode. Ends with the
     /// process; while nobody serves, whoever would ask is refused at once with `EAGAIN`.
     pub fn serve(&self, pid: u32) -> Result<(), BpfError> {
-        let begin = start(pid)?;
-        self.set_server(Process { start: begin, tgid: pid, reserved: 0 })?;
-        // It may have ended before the entry was there to be cleared.
-        if start(pid).ok() != Some(begin) {
-            self.set_server(Process::zeroed())?;
+        let serial = rand::random::<u64>() | 1;
+        self.trust(pid, |trust| {
+            trust.flags |= filter::TRUST_SERVER;
+            trust.serial = serial;
+        })?;
+        self.set_server(Server { serial, pid, reserved: 0 })?;
+        // The program that runs at the end of a process finds the serial number from now on. Has
+        // the end begun before, it may have run in between.
+        if process::is_ending(pid) {
+            self.set_server(Server::zeroed())?;
             let source = io::Error::from_raw_os_error(libc::ESRCH);
             return Err(BpfError::Process { pid, source });
         }
         Ok(())
     }
 
-    /// The process that serves requests.
-    pub fn server(&self) -> Result<Option<Process>, BpfError> {
-        let bytes = lock(&self.server).get(&0, 0).map_err(failed(filter::SERVER, "reading"))?;
-        let process: Process = bytemuck::pod_read_unaligned(&bytes);
-        Ok((process.tgid != 0).then_some(process))
+    /// Nobody serves any more.
+    pub fn unserve(&self) -> Result<(), BpfError> {
+        self.set_server(Server::zeroed())
     }
 
-    pub(super) fn set_server(&self, process: Process) -> Result<(), BpfError> {
+    /// The process that serves requests, as [`serve`](Self::serve) was told.
+    pub fn server(&self) -> Result<Option<u32>, BpfError> {
+        let bytes = lock(&self.server).get(&0, 0).map_err(failed(filter::SERVER, "reading"))?;
+        let server: Server = bytemuck::pod_read_unaligned(&bytes);
+        Ok((server.serial != 0).then_some(server.pid))
+    }
+
+    fn set_server(&self, server: Server) -> Result<(), BpfError> {
         lock(&self.server)
-            .set(0, bytes(&process), 0)
+            .set(0, bytes(&server), 0)
             .map_err(failed(filter::SERVER, "registering the server"))
+    }
+
+    fn trust(&self, pid: u32, change: impl FnOnce(&mut Trust)) -> Result<(), BpfError> {
+        let process = open_process(pid)?;
+        let mut trust = self.trust_of(&process, pid)?;
+        change(&mut trust);
+        self.trusted
+            .set(&process, &bytes(&trust))
+            .map_err(|source| BpfError::Process { pid, source })
+    }
+
+    fn trust_of(&self, process: &OwnedFd, pid: u32) -> Result<Trust, BpfError> {
+        let value = self.trusted.get(process);
+        let value = value.map_err(|source| BpfError::Process { pid, source })?;
+        Ok(value.map_or(Trust::default(), |bytes| bytemuck::pod_read_unaligned(&bytes)))
     }
 
     /// The requests. There is one queue: two readers would take each other's.
@@ -205,8 +230,20 @@ fn open<M: TryFrom<Map, Error = MapError>>(dir: &Path, name: &'static str) -> Re
     opened.map_err(failed(name, "opening"))
 }
 
-fn start(pid: u32) -> Result<u64, BpfError> {
-    process::start_ticks(pid).map_err(|source| BpfError::Process { pid, source })
+fn task_storage<const N: usize>(
+    dir: &Path,
+    name: &'static str,
+) -> Result<TaskStorage<N>, BpfError> {
+    let fd = map(dir, name)?.fd().as_fd().try_clone_to_owned();
+    fd.and_then(TaskStorage::new).map_err(|source| BpfError::Pin {
+        path: dir.join(name),
+        doing: "opening a map of task storage",
+        source,
+    })
+}
+
+fn open_process(pid: u32) -> Result<OwnedFd, BpfError> {
+    process::open(pid).map_err(|source| BpfError::Process { pid, source })
 }
 
 fn bytes<T: Pod, const N: usize>(value: &T) -> [u8; N] {

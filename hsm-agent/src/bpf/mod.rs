@@ -80,8 +80,8 @@ impl Guard {
     /// Makes sure that the built-in programs are loaded with these settings, attached and pinned.
     ///
     /// Does nothing when they are. Another version is replaced: the new programs are attached
-    /// before the old ones are removed; the maps stay, or their coverage, exemptions and server
-    /// are copied where the new ones cannot use them.
+    /// before the old ones are removed; the maps stay, or their coverage and server are copied
+    /// where the new ones cannot use them.
     pub fn install(settings: &Settings) -> Result<Maps, BpfError> {
         pin::install(settings)
     }

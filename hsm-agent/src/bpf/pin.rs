@@ -8,9 +8,9 @@
 //! A set of links is made under a name that ends in `-new` and renamed when the last program is
 //! attached: a directory without that ending is complete. Another object (or other settings) gets
 //! another `links-` directory beside the old one, on the same maps, and the old one is removed
-//! after; other attribute names or another layout get another `v` directory, into which coverage,
-//! exemptions and server are copied before its programs are attached. At no time is there a
-//! covered file system without attached programs.
+//! after; other attribute names or another layout get another `v` directory, into which coverage
+//! and server are copied before its programs are attached. At no time is there a covered file
+//! system without attached programs.
 //!
 //! Maps are taken over only from a complete set. Without one nobody has kept the cached verdicts
 //! right, so that they must go.
@@ -19,7 +19,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hsm_common::filter::{ABI_VERSION, Process};
+use hsm_common::filter::ABI_VERSION;
 use rustix::fs::{FlockOperation, Mode as FileMode, flock, statfs};
 use rustix::mount::{MountFlags, mount};
 
@@ -48,10 +48,8 @@ pub struct Status {
     pub others: Vec<PathBuf>,
     /// Covered file systems.
     pub covered: Vec<(Uuid, Mode)>,
-    /// Exempt processes.
-    pub exempt: Vec<Process>,
     /// The process that serves requests.
-    pub server: Option<Process>,
+    pub server: Option<u32>,
     /// Openers that wait in a hook.
     pub waiting: usize,
     /// What the programs counted.
@@ -117,18 +115,15 @@ fn copy(from: &Path, to: &Path) {
         for (uuid, mode) in from.covered()? {
             to.cover(uuid, mode)?;
         }
-        for process in from.exempted()? {
-            to.exempt(process.tgid).or_else(ended_is_fine)?;
+        let Some(server) = from.server()? else { return Ok(()) };
+        if from.is_exempt(server)? {
+            to.exempt(server)?;
         }
-        from.server()?.map_or(Ok(()), |server| to.serve(server.tgid).or_else(ended_is_fine))
+        to.serve(server)
     })();
     if let Err(error) = result {
-        tracing::warn!(%error, "the coverage of the previous kernel programs was not taken over");
+        tracing::warn!(%error, "coverage or server of the previous kernel programs was not taken over");
     }
-}
-
-fn ended_is_fine(error: BpfError) -> Result<(), BpfError> {
-    if let BpfError::Process { .. } = error { Ok(()) } else { Err(error) }
 }
 
 pub(super) fn status(base: &Path) -> Result<Status, BpfError> {
@@ -148,14 +143,12 @@ pub(super) fn status(base: &Path) -> Result<Status, BpfError> {
         installed: links,
         programs,
         covered: Vec::new(),
-        exempt: Vec::new(),
         server: None,
         waiting: 0,
         counters: Counts::default(),
     };
     if let Some(maps) = maps.map(|dir| Maps::open_in(&dir)).transpose()? {
         status.covered = maps.covered()?;
-        status.exempt = maps.exempted()?;
         status.server = maps.server()?;
         status.waiting = maps.waiting()?;
         status.counters = maps.counters()?;

@@ -20,7 +20,7 @@ use crate::bpf::{self, Guard, Maps, Settings};
 use crate::config::{Config, PoolConfig};
 use crate::control::ProgramCount;
 use crate::intercept::Tier;
-use crate::sys::{fsuuid, process};
+use crate::sys::fsuuid;
 
 /// What the kernel lets us do.
 #[derive(Debug, Clone)]
@@ -55,13 +55,6 @@ impl Programs {
     }
 
     fn install(&self, config: &Config, link: &Link) -> Result<Maps, String> {
-        if !process::in_initial_pid_namespace().map_err(|e| format!("/proc/self/ns/pid: {e}"))? {
-            return Err(
-                "the agent runs in a pid namespace of its own (a container), where it does \
-                        not know its own process number; run it outside"
-                    .to_owned(),
-            );
-        }
         let base = &config.agent.bpf_dir;
         let settings =
             Settings { base: base.clone(), marker: self.marker.clone(), ..Settings::default() };

@@ -16,6 +16,7 @@ pub mod probe;
 pub mod process;
 pub mod signal;
 pub mod space;
+pub mod task_storage;
 pub mod xattr;
 
 use std::io;

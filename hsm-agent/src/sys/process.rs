@@ -1,6 +1,8 @@
 //! Limits and identity of the own process.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, setrlimit};
 
 /// Raises the soft limit of descriptors to the hard one: each waiting reader needs one.
 /// Returns the limit in force.
@@ -29,21 +31,28 @@ pub fn uid(pid: i32) -> Option<u32> {
     std::fs::metadata(format!("/proc/{pid}")).ok().map(|m| m.uid())
 }
 
-/// When a process started, in clock ticks after boot: with its number the identity of a process
-/// (field 22 of `/proc/PID/stat`).
-pub fn start_ticks(pid: u32) -> std::io::Result<u64> {
-    let text = std::fs::read(format!("/proc/{pid}/stat")).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => std::io::Error::from_raw_os_error(libc::ESRCH),
-        _ => e,
-    })?;
-    parse_start(&text).ok_or_else(|| std::io::Error::other("/proc/PID/stat has another form"))
+/// A descriptor for a process: whatever gets its number later, this stays the one.
+pub fn open(pid: u32) -> std::io::Result<OwnedFd> {
+    let invalid = || std::io::Error::from_raw_os_error(libc::ESRCH);
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(invalid)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// The command name, field 2, can contain anything, also blanks and parentheses.
-fn parse_start(stat: &[u8]) -> Option<u64> {
-    let end = stat.iter().rposition(|&byte| byte == b')')?;
-    let rest = str::from_utf8(stat.get(end + 1..)?).ok()?;
-    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+/// Whether the end of a process has begun (`PF_EXITING`), or is over.
+pub fn is_ending(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/stat")).map_or(true, |stat| flags_say_ending(&stat))
+}
+
+/// Field 9 of `/proc/PID/stat`. The command name, field 2, can contain anything, also blanks and
+/// parentheses.
+fn flags_say_ending(stat: &[u8]) -> bool {
+    const PF_EXITING: u64 = 4;
+    let flags = || -> Option<u64> {
+        let end = stat.iter().rposition(|&byte| byte == b')')?;
+        let rest = str::from_utf8(stat.get(end + 1..)?).ok()?;
+        rest.split_ascii_whitespace().nth(9 - 3)?.parse().ok()
+    };
+    flags().is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
 /// Whether any thread of the process may be mapping a file or executing one right now. A mapping can
@@ -64,32 +73,24 @@ pub fn may_be_mapping(pid: i32) -> bool {
     threads.flatten().any(mapping)
 }
 
-/// Whether this process has the number by which the whole machine knows it: kernel programs know no
-/// other.
-pub fn in_initial_pid_namespace() -> std::io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`.
-    const INITIAL: u64 = 0xEFFF_FFFC;
-    Ok(std::fs::metadata("/proc/self/ns/pid")?.ino() == INITIAL)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn start_times_are_read_behind_any_name() {
-        let fields = (3..=52).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-        let stat = format!("17 (a) S 1 (b) {fields}\n");
-        assert_eq!(parse_start(stat.as_bytes()), Some(22));
-        assert_eq!(parse_start(b"17 (a) S"), None);
-        assert_eq!(parse_start(b""), None);
+    fn flags_are_read_behind_any_name() {
+        let stat = |flags: u32| format!("17 (a) S 1 (b) S 1 1 1 0 -1 {flags} 0 0\n");
+        assert!(!flags_say_ending(stat(0x0040_0040).as_bytes()));
+        assert!(flags_say_ending(stat(0x0040_0044).as_bytes()));
+        assert!(flags_say_ending(b"17 (a) S"), "what is not understood is no living process");
     }
 
     #[test]
-    fn the_own_start_is_told_and_a_missing_process_is_named() {
-        assert!(start_ticks(std::process::id()).expect("the own process") > 0);
-        let error = start_ticks(u32::MAX).expect_err("no such process");
+    fn the_own_process_lives_and_a_missing_one_does_not() {
+        assert!(!is_ending(std::process::id()));
+        assert!(is_ending(u32::MAX));
+        let error = open(u32::MAX).expect_err("no such process");
         assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
+        assert!(open(std::process::id()).is_ok());
     }
 }

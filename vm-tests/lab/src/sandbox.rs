@@ -5,9 +5,6 @@
 //! mount namespace, its mounts and their loop devices. The one outside then removes the directory
 //! and asks [`crate::census`] whether anything is left.
 //!
-//! Kernel programs know the agent by the process number that the whole machine knows it by, so tier
-//! lsm-filter cannot be tested in a pid namespace. There the process outside kills what is left.
-//!
 //! ```text
 //! outside ── setpriv --pdeathsig KILL ── unshare --mount --pid --kill-child ── inside (pid 1)
 //! ```
@@ -23,10 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use rustix::process::Signal;
-
-use crate::config::TIER_VARIABLE;
-use crate::{census, run};
+use crate::census;
 
 /// Tells the process inside which directory is the run's own.
 const INSIDE: &str = "HSM_LAB_INSIDE";
@@ -65,9 +59,6 @@ pub fn enter() -> Result<Role> {
         .with_context(|| format!("making a directory in {}", Path::new(&base).display()))?;
     let stop = stop_flag()?;
     let status = wait(spawn_inside(dir.path())?, &stop)?;
-    if !has_pid_namespace() {
-        census::processes(dir.path()).iter().for_each(|(pid, _)| run::kill(*pid, Signal::KILL));
-    }
     let left = census::leftovers_after(dir.path(), Duration::from_secs(15));
     for line in &left {
         eprintln!("LEFT BEHIND: {line}");
@@ -87,21 +78,15 @@ pub fn enter() -> Result<Role> {
 fn spawn_inside(dir: &Path) -> Result<Child> {
     // Tests ask for files as another user: the way to them must be open.
     rustix::fs::chmod(dir, rustix::fs::Mode::from_raw_mode(0o755))?;
-    let pids: &[&str] = if has_pid_namespace() { &["--pid", "--mount-proc"] } else { &[] };
     Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--fork", "--kill-child"])
-        .args(pids)
-        .args(["--propagation", "private", "--"])
+        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"])
+        .args(["--mount-proc", "--propagation", "private", "--"])
         .arg(env::current_exe()?)
         .args(env::args_os().skip(1))
         .env(INSIDE, dir)
         .stdin(Stdio::null())
         .spawn()
         .context("starting setpriv and unshare (package util-linux)")
-}
-
-fn has_pid_namespace() -> bool {
-    env::var_os(TIER_VARIABLE).is_none_or(|tier| tier != "lsm-filter")
 }
 
 fn stop_flag() -> Result<Arc<AtomicBool>> {

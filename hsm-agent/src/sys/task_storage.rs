@@ -1,0 +1,112 @@
+//! Maps of values that belong to processes (`BPF_MAP_TYPE_TASK_STORAGE`), which aya has no type for.
+//!
+//! The key is a pidfd: the value is kept in the kernel's process itself, and goes with it.
+
+#![expect(unsafe_code, reason = "system calls without a safe wrapper elsewhere")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// `BPF_MAP_LOOKUP_ELEM` of `<linux/bpf.h>`.
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+/// `BPF_MAP_UPDATE_ELEM`.
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+/// `BPF_OBJ_GET_INFO_BY_FD`.
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+/// `BPF_MAP_TYPE_TASK_STORAGE`.
+const BPF_MAP_TYPE_TASK_STORAGE: u32 = 29;
+
+/// The part of `union bpf_attr` that the calls on a map's elements read.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` that `BPF_OBJ_GET_INFO_BY_FD` reads.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// The first members of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    kind: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+}
+
+/// A map of task storage whose values have `N` bytes.
+#[derive(Debug)]
+pub struct TaskStorage<const N: usize>(OwnedFd);
+
+impl<const N: usize> TaskStorage<N> {
+    /// Takes the map; an error when it is none, or its values have another size.
+    pub fn new(map: OwnedFd) -> io::Result<Self> {
+        let mut info = MapInfo::default();
+        let attr =
+            InfoAttr { fd: map.as_raw_fd().cast_unsigned(), len: 16, info: (&raw mut info) as u64 };
+        // SAFETY: the kernel writes at most `len` bytes to `info`, which has as many.
+        unsafe { call(BPF_OBJ_GET_INFO_BY_FD, &attr) }?;
+        if info.kind == BPF_MAP_TYPE_TASK_STORAGE && info.value_size as usize == N {
+            Ok(Self(map))
+        } else {
+            Err(io::Error::other("this is no map of task storage with values of the right size"))
+        }
+    }
+
+    /// The value of a process; `None`: it has none.
+    pub fn get(&self, process: impl AsFd) -> io::Result<Option<[u8; N]>> {
+        let key = process.as_fd().as_raw_fd();
+        let mut value = [0; N];
+        let attr = self.attr(&key, (&raw mut value) as u64);
+        // SAFETY: the kernel reads a descriptor and writes a value, whose size was checked.
+        match unsafe { call(BPF_MAP_LOOKUP_ELEM, &attr) } {
+            Ok(()) => Ok(Some(value)),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Sets the value of a process.
+    pub fn set(&self, process: impl AsFd, value: &[u8; N]) -> io::Result<()> {
+        let key = process.as_fd().as_raw_fd();
+        let attr = self.attr(&key, (&raw const *value) as u64);
+        // SAFETY: the kernel reads a descriptor and a value, whose size was checked.
+        unsafe { call(BPF_MAP_UPDATE_ELEM, &attr) }
+    }
+
+    fn attr(&self, key: &i32, value: u64) -> ElementAttr {
+        let map_fd = self.0.as_raw_fd().cast_unsigned();
+        ElementAttr { map_fd, reserved: 0, key: (&raw const *key) as u64, value, flags: 0 }
+    }
+}
+
+/// `bpf(2)`.
+///
+/// # Safety
+/// The attributes have the layout of the call, and the pointers in them are valid for it.
+unsafe fn call<T>(number: libc::c_int, attr: &T) -> io::Result<()> {
+    // SAFETY: the caller's promise; the size tells how much of the union there is.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, number, &raw const *attr, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_such_map_is_refused() {
+        let file = std::fs::File::open("/dev/null").expect("a file");
+        assert!(TaskStorage::<16>::new(file.into()).is_err());
+    }
+}

@@ -1,0 +1,396 @@
+//! What the guard promises, case by case.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use hsm_agent::bpf::{Guard, Maps, Mode};
+use hsm_agent::sys::xattr;
+use hsm_common::filter::Counter;
+use hsm_common::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
+use hsm_lab::run::Run;
+
+use crate::fixture::{Case, EAGAIN, EPERM, Lab, assert_count, assert_errno, errno, marker};
+
+macro_rules! cases {
+    ($($name:ident,)*) => {
+        /// All cases.
+        pub(crate) const ALL: &[Case] = &[$(Case { name: stringify!($name), run: $name },)*];
+    };
+}
+
+cases! {
+    every_program_is_loaded_and_pinned,
+    marked_files_are_refused_without_an_agent,
+    marked_files_are_refused_in_guard_mode,
+    online_files_work_and_are_cached,
+    other_file_systems_are_not_touched,
+    attributes_are_the_agents,
+    cached_verdicts_follow_the_marker,
+    installing_twice_changes_nothing,
+    programs_outlive_their_loader,
+    unpinning_restores,
+    the_answer_online_passes,
+    the_answer_with_an_error_refuses,
+    a_silent_server_is_given_up,
+    a_dead_server_is_not_waited_for,
+    a_killed_opener_leaves_at_once,
+    a_watch_lets_fanotify_ask,
+    a_strangers_watch_is_not_enough,
+    truncation_waits_while_there_is_progress,
+    truncation_of_online_files_needs_no_agent,
+    guard_mode_needs_watch_and_server,
+    unreadable_files_are_asked_about,
+    fiemap_of_a_marked_file_is_refused,
+    an_exemption_is_not_inherited,
+    another_version_replaces_this_one,
+}
+
+const READ: &str = "open(p, 'rb').read()";
+const READ_WRITE: &str = "os.close(os.open(p, os.O_RDWR))";
+const WRITE: &str = "os.close(os.open(p, os.O_WRONLY))";
+const TRUNCATING: &str = "os.close(os.open(p, os.O_WRONLY | os.O_TRUNC))";
+const TRUNCATE: &str = "os.truncate(p, 3)";
+const EXECUTE: &str = "subprocess.run([p], check=True)";
+const PATH_REOPEN: &str =
+    "f = os.open(p, os.O_PATH); os.close(os.open(f'/proc/self/fd/{f}', os.O_RDONLY))";
+
+const ACCESSES: &[&str] = &[READ, READ_WRITE, WRITE, TRUNCATING, TRUNCATE, EXECUTE, PATH_REOPEN];
+
+fn all_accesses(path: &Path, wanted: i32) -> Result<()> {
+    ACCESSES.iter().try_for_each(|access| assert_errno(access, path, wanted))
+}
+
+fn executable(path: &Path) -> Result<()> {
+    Ok(rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o755))?)
+}
+
+fn every_program_is_loaded_and_pinned(lab: &Lab) -> Result<()> {
+    let status = Guard::status(&lab.settings.base)?;
+    ensure!(status.programs.len() == 11, "{:?}", status.programs);
+    ensure!(status.current == Some(true) && status.others.is_empty(), "{status:?}");
+    for program in aya::programs::loaded_programs() {
+        let program = program?;
+        let name = program.name_as_str().unwrap_or("?").to_owned();
+        if status.programs.iter().any(|full| full.starts_with(&name)) {
+            let size = (program.size_translated(), program.size_jitted());
+            let verified = program.verified_instruction_count();
+            eprintln!("{name}: verified {verified:?} instructions, bytes {size:?}");
+        }
+    }
+    Ok(())
+}
+
+fn marked_files_are_refused_without_an_agent(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    executable(&path)?;
+    lab.cover(Mode::Filter)?;
+    all_accesses(&path, EAGAIN)?;
+    ensure!(fs::metadata(&path)?.len() == 17, "stat works");
+    assert_count(lab, Counter::Requested, 0)
+}
+
+fn marked_files_are_refused_in_guard_mode(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    executable(&path)?;
+    lab.cover(Mode::Guard)?;
+    all_accesses(&path, EAGAIN)
+}
+
+fn online_files_work_and_are_cached(lab: &Lab) -> Result<()> {
+    lab.cover(Mode::Filter)?;
+    let path = lab.file("online")?;
+    executable(&path)?;
+    all_accesses(&path, 0).or_else(|e| {
+        // Truncated to three bytes, it is no script any more.
+        if format!("{e:#}").contains("subprocess") { Ok(()) } else { Err(e) }
+    })?;
+    let before = lab.count(Counter::PassedCached)?;
+    for _ in 0..1000 {
+        drop(File::open(&path)?);
+    }
+    let cached = lab.count(Counter::PassedCached)? - before;
+    ensure!(cached >= 1000, "{cached} of 1000 opens used the cached verdict");
+    assert_count(lab, Counter::Requested, 0)
+}
+
+fn other_file_systems_are_not_touched(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    fs::read(&path).context("not covered")?;
+    ensure!(!lab.maps.uncover(lab.uuid)?, "it was not covered");
+    lab.cover(Mode::Filter)?;
+    assert_errno(READ, &path, EAGAIN)?;
+    ensure!(lab.maps.uncover(lab.uuid)?, "it was covered");
+    fs::read(&path).context("not covered any more")?;
+    ensure!(lab.maps.covered()?.is_empty(), "nothing is covered");
+    Ok(())
+}
+
+fn attributes_are_the_agents(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    let other = lab.file("other")?;
+    lab.cover(Mode::Filter)?;
+    for name in [MARKER_XATTR, RECORD_XATTR, MAP_XATTR] {
+        assert_errno(&format!("os.setxattr(p, '{name}', b'x')"), &other, EPERM)?;
+        assert_errno(&format!("os.removexattr(p, '{name}')"), &path, EPERM)?;
+    }
+    for name in ["trusted.other", "security.bpf.hsm.x", "user.x"] {
+        assert_errno(&format!("os.setxattr(p, '{name}', b'x')"), &other, 0)?;
+        assert_errno(&format!("os.removexattr(p, '{name}')"), &other, 0)?;
+    }
+    assert_count(lab, Counter::XattrDenied, 6)
+}
+
+fn cached_verdicts_follow_the_marker(lab: &Lab) -> Result<()> {
+    lab.cover(Mode::Filter)?;
+    let path = lab.file("changing")?;
+    for _ in 0..3 {
+        assert_errno(READ, &path, 0)?;
+        assert_errno(READ, &path, 0)?;
+        lab.mark(&path)?;
+        assert_errno(READ, &path, EAGAIN)?;
+        assert_errno(READ, &path, EAGAIN)?;
+        lab.unmark(&path)?;
+    }
+    ensure!(lab.count(Counter::Invalidated)? == 6, "each change counts once");
+    Ok(())
+}
+
+fn installing_twice_changes_nothing(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let before = Guard::pinned(&lab.settings.base)?;
+    let maps = Guard::install(&lab.settings)?;
+    ensure!(maps.covered()? == [(lab.uuid, Mode::Filter)], "coverage stays");
+    ensure!(before == Guard::pinned(&lab.settings.base)?, "the same files");
+    assert_errno(READ, &path, EAGAIN)
+}
+
+fn programs_outlive_their_loader(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    // This process installed them; take away what it still has open by looking from another one.
+    let again = Maps::open(&lab.settings.base)?.context("they are pinned")?;
+    ensure!(again.covered()?.len() == 1, "still covered");
+    let server = lab.serve("online", &path)?;
+    assert_errno(READ, &path, EAGAIN)?;
+    drop(server);
+    Ok(())
+}
+
+fn unpinning_restores(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    assert_errno(READ, &path, EAGAIN)?;
+    let would = Guard::pinned(&lab.settings.base)?;
+    let removed = Guard::unpin(&lab.settings.base)?;
+    ensure!(would == removed, "{would:?}\n{removed:?}");
+    // The kernel detaches in the background.
+    let end = Instant::now() + Duration::from_secs(10);
+    while errno(READ, &path)? != 0 {
+        ensure!(Instant::now() < end, "still refused");
+    }
+    ensure!(Maps::open(&lab.settings.base)?.is_none(), "nothing is pinned");
+    ensure!(Guard::unpin(&lab.settings.base)?.is_empty(), "nothing is left to be removed");
+    Ok(())
+}
+
+/// A marker that stays is refused by the second check, whatever the agent said.
+fn the_answer_online_passes(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("online", &path)?;
+    assert_errno(READ, &path, EAGAIN)?;
+    assert_count(lab, Counter::PassedAnswered, 1)?;
+    assert_count(lab, Counter::DeniedPostOpen, 1)
+}
+
+fn the_answer_with_an_error_refuses(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("refuse", &path)?;
+    assert_errno(READ, &path, 5)?;
+    assert_errno(TRUNCATE, &path, 5)?;
+    assert_count(lab, Counter::Requested, 2)?;
+    ensure!(lab.maps.waiting()? == 0, "nobody waits any more");
+    Ok(())
+}
+
+fn a_silent_server_is_given_up(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("silent", &path)?;
+    let begin = Instant::now();
+    ensure!(open_errno(&path) == EAGAIN, "not EAGAIN");
+    let waited = begin.elapsed();
+    ensure!(waited >= Duration::from_millis(990), "gave up after {waited:?}");
+    ensure!(waited < Duration::from_secs(5), "gave up only after {waited:?}");
+    assert_count(lab, Counter::DeniedTimeout, 1)
+}
+
+fn a_dead_server_is_not_waited_for(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let mut server = lab.serve("silent", &path)?;
+    let opener = std::thread::spawn({
+        let path = path.clone();
+        move || (open_errno(&path), Instant::now())
+    });
+    wait_for(|| Ok(lab.maps.waiting()? == 1))?;
+    let killed = Instant::now();
+    server.kill();
+    let (error, end) = opener.join().ok().context("the opener panicked")?;
+    ensure!(error == EAGAIN, "error {error}");
+    ensure!(end - killed < Duration::from_millis(500), "waited {:?}", end - killed);
+    wait_for(|| Ok(lab.maps.server()?.is_none()))?;
+    let begin = Instant::now();
+    ensure!(open_errno(&path) == EAGAIN, "refused at once");
+    ensure!(begin.elapsed() < Duration::from_millis(200), "waited {:?}", begin.elapsed());
+    assert_count(lab, Counter::ServerGone, 1)
+}
+
+fn a_killed_opener_leaves_at_once(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("silent", &path)?;
+    let mut opener = Run::new("cat").args([&path]).start()?;
+    wait_for(|| Ok(lab.maps.waiting()? == 1))?;
+    let begin = Instant::now();
+    opener.kill();
+    wait_for(|| Ok(!opener.is_running()?))?;
+    ensure!(begin.elapsed() < Duration::from_millis(500), "ended after {:?}", begin.elapsed());
+    ensure!(lab.maps.waiting()? == 0, "its entry is gone");
+    assert_count(lab, Counter::Interrupted, 1)
+}
+
+fn a_watch_lets_fanotify_ask(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("watch", &path)?;
+    assert_errno(READ, &path, 0)?;
+    assert_errno(READ, &path, 0)?;
+    assert_count(lab, Counter::Requested, 1)?;
+    assert_count(lab, Counter::PassedWatched, 1)
+}
+
+fn a_strangers_watch_is_not_enough(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("stranger", &path)?;
+    assert_errno(READ, &path, EAGAIN)?;
+    assert_count(lab, Counter::PassedWatched, 1)?;
+    assert_count(lab, Counter::DeniedPostOpen, 1)
+}
+
+fn truncation_waits_while_there_is_progress(lab: &Lab) -> Result<()> {
+    let path = lab.file("online")?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("beats", &path)?;
+    let begin = Instant::now();
+    assert_errno(TRUNCATE, &path, 0)?;
+    ensure!(begin.elapsed() > Duration::from_secs(3), "ended after {:?}", begin.elapsed());
+    assert_count(lab, Counter::TruncateAsked, 1)
+}
+
+fn truncation_of_online_files_needs_no_agent(lab: &Lab) -> Result<()> {
+    let path = lab.file("online")?;
+    for mode in [Mode::Filter, Mode::Guard] {
+        lab.cover(mode)?;
+        assert_errno(TRUNCATE, &path, 0)?;
+    }
+    assert_count(lab, Counter::TruncateAsked, 0)
+}
+
+fn guard_mode_needs_watch_and_server(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Guard)?;
+    let mut server = lab.serve("filesystem", &path)?;
+    assert_errno(READ, &path, 0)?;
+    assert_errno(TRUNCATE, &path, 0)?;
+    server.kill();
+    wait_for(|| Ok(lab.maps.server()?.is_none()))?;
+    assert_errno(READ, &path, EAGAIN)
+}
+
+/// Whoever may write but not read cannot have the marker read in his name.
+fn unreadable_files_are_asked_about(lab: &Lab) -> Result<()> {
+    let path = lab.file("online")?;
+    rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o622))?;
+    lab.cover(Mode::Filter)?;
+    let write = "os.setgroups([]); os.setgid(65534); os.setuid(65534); \
+                 os.close(os.open(p, os.O_WRONLY))";
+    assert_errno(write, &path, EAGAIN)?;
+    let server = lab.serve("online", &path)?;
+    assert_errno(write, &path, 0)?;
+    assert_count(lab, Counter::Requested, 1)?;
+    drop(server);
+    wait_for(|| Ok(lab.maps.server()?.is_none()))?;
+    assert_errno(write, &path, 0).context("the answer is cached")
+}
+
+fn fiemap_of_a_marked_file_is_refused(lab: &Lab) -> Result<()> {
+    let path = lab.file("changing")?;
+    lab.cover(Mode::Filter)?;
+    let fiemap = |file: &File| -> Result<String> {
+        let output = std::process::Command::new("/usr/bin/python3")
+            .args(["-c", "import fcntl; fcntl.ioctl(0, 0xC020660B, bytearray(4096))"])
+            .stdin(file.try_clone()?)
+            .output()?;
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let file = File::open(&path)?;
+    ensure!(fiemap(&file)?.is_empty(), "an online file tells");
+    lab.as_agent(|| Ok(xattr::set(&file, &marker(), b"marker")?))?;
+    let errors = fiemap(&file)?;
+    ensure!(errors.contains("BlockingIOError"), "{errors}");
+    assert_count(lab, Counter::IoctlDenied, 1)
+}
+
+fn an_exemption_is_not_inherited(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    lab.as_agent(|| {
+        fs::read(&path).context("exempt")?;
+        assert_errno(READ, &path, EAGAIN).context("a child of the agent")
+    })?;
+    ensure!(open_errno(&path) == EAGAIN, "the exemption was taken back");
+    ensure!(!lab.maps.is_exempt(std::process::id())?, "it says so");
+    Ok(())
+}
+
+fn another_version_replaces_this_one(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    // Other limits: other programs on the same maps.
+    let mut settings = lab.settings.clone();
+    settings.open_limit = Duration::from_secs(2);
+    let maps = Guard::install(&settings)?;
+    ensure!(maps.covered()?.len() == 1, "the same maps");
+    assert_errno(READ, &path, EAGAIN)?;
+    // Another record: other maps, into which the coverage is copied.
+    settings.record = "trusted.hsm.other".into();
+    let maps = Guard::install(&settings)?;
+    ensure!(maps.covered()? == [(lab.uuid, Mode::Filter)], "copied");
+    assert_errno(READ, &path, EAGAIN)?;
+    let status = Guard::status(&settings.base)?;
+    ensure!(status.others.is_empty() && status.programs.len() == 11, "{status:?}");
+    Ok(())
+}
+
+/// The error of an open in this process.
+fn open_errno(path: &Path) -> i32 {
+    match OpenOptions::new().read(true).open(path) {
+        Ok(_) => 0,
+        Err(error) => error.raw_os_error().unwrap_or(-1),
+    }
+}
+
+fn wait_for(mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !done()? {
+        ensure!(Instant::now() < end, "waited for 20 s");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}

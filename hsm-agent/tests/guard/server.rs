@@ -1,0 +1,126 @@
+//! `guard --helper HOW BASE PATH`: the smallest agents, each wrong or right in one way.
+//!
+//! | how | what it does |
+//! | --- | --- |
+//! | `online` | answers every request "online" |
+//! | `refuse` | answers every request with `EIO` |
+//! | `silent` | takes requests and never answers |
+//! | `beats` | lets the beat grow for 3 s, then answers "online" |
+//! | `watch` | marks PATH for `FAN_OPEN_PERM`, answers "watched", removes the marker when asked, allows |
+//! | `filesystem` | watches the whole file system and allows every open |
+//! | `stranger` | marks PATH as `watch` does and allows every open, as a virus scanner does |
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use hsm_agent::bpf::{Answer, Maps, Requests};
+use hsm_agent::sys::fanotify::{
+    Class, EventMask, Group, GroupOptions, MarkTarget, Verdict, events,
+};
+use hsm_agent::sys::xattr;
+use hsm_common::filter::Request;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::fixture::marker;
+
+/// `EIO` of `<errno.h>`.
+const EIO: i32 = 5;
+
+pub(crate) fn main(args: &[OsString]) -> ExitCode {
+    let [how, base, path] = args else {
+        eprintln!("--helper HOW BASE PATH");
+        return ExitCode::FAILURE;
+    };
+    match serve(&how.to_string_lossy(), Path::new(base), Path::new(path)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(how: &str, base: &Path, path: &Path) -> Result<()> {
+    let maps = Maps::open(base)?.context("nothing is pinned")?;
+    let me = std::process::id();
+    maps.exempt(me)?;
+    let mut requests = maps.requests()?;
+    if matches!(how, "watch" | "stranger" | "filesystem") {
+        return watch(&maps, requests, path, how);
+    }
+    maps.serve(me)?;
+    loop {
+        let request = wait(&mut requests)?;
+        match how {
+            "online" => drop(maps.answer(request.id, Answer::Online)?),
+            "refuse" => drop(maps.answer(request.id, Answer::Refuse(EIO))?),
+            "silent" => {}
+            "beats" => beat(&maps, &request)?,
+            _ => bail!("unknown: {how}"),
+        }
+    }
+}
+
+fn wait(requests: &mut Requests) -> Result<Request> {
+    loop {
+        if let Some(request) = requests.next() {
+            return Ok(request);
+        }
+        poll(&mut [PollFd::new(requests, PollFlags::IN)], None)?;
+    }
+}
+
+fn beat(maps: &Maps, request: &Request) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(3);
+    let mut number = 0;
+    while Instant::now() < end {
+        number += 1;
+        maps.answer(request.id, Answer::Beat(number))?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    maps.answer(request.id, Answer::Online)?;
+    Ok(())
+}
+
+fn watch(maps: &Maps, mut requests: Requests, path: &Path, how: &str) -> Result<()> {
+    let group = Group::new(GroupOptions { class: Class::PreContent, nonblock: true })?;
+    let file = File::open(path)?;
+    match how {
+        "stranger" => group.watch_inode(MarkTarget::Fd(file.as_fd()), EventMask::OPEN_PERM)?,
+        "filesystem" => group.watch_filesystem(file.as_fd(), EventMask::OPEN_PERM)?,
+        _ => {}
+    }
+    maps.serve(std::process::id())?;
+    let mut buffer = vec![0; 4096];
+    loop {
+        let mut fds = [PollFd::new(&requests, PollFlags::IN), PollFd::new(&group, PollFlags::IN)];
+        poll(&mut fds, None)?;
+        while let Some(request) = requests.next() {
+            group.watch_inode(MarkTarget::Fd(file.as_fd()), EventMask::OPEN_PERM)?;
+            maps.answer(request.id, Answer::Watched)?;
+        }
+        answer_events(&group, &mut buffer, &file, how == "watch")?;
+    }
+}
+
+fn answer_events(group: &Group, buffer: &mut [u8], file: &File, recall: bool) -> Result<()> {
+    let length = match group.read(buffer) {
+        Ok(length) => length,
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    for event in events(&buffer[..length]) {
+        let event = event?;
+        if recall {
+            xattr::remove(file, &marker())?;
+        }
+        // The event's descriptor stays open: this process lives for one case.
+        group.answer(event.fd, Verdict::Allow)?;
+    }
+    Ok(())
+}
