@@ -38,8 +38,10 @@ pub fn archive(
     let mut outcomes: Vec<Option<FileOutcome>> = batch.iter().map(|_| None).collect();
     let mut ready = Vec::new();
     let patience = Instant::now() + PATIENCE;
+    // Neighbours in the store: one directory, one run of inodes and of bitmaps to make durable.
+    let shard = rand::random();
     for (index, candidate) in batch.iter().enumerate() {
-        match prepare(pool, candidate, dry_run, patience) {
+        match prepare(pool, candidate, dry_run, patience, shard) {
             Ok(file) => ready.push((index, file)),
             Err(outcome) => outcomes[index] = Some(outcome),
         }
@@ -68,6 +70,7 @@ fn prepare(
     candidate: &Candidate,
     dry_run: bool,
     patience: Instant,
+    shard: u8,
 ) -> Result<Ready, FileOutcome> {
     let path = InodeFd::Path(candidate.path.as_fd());
     if !candidate.stat.is_file() {
@@ -95,7 +98,7 @@ fn prepare(
     }
     let busy = || FileOutcome::failed(Reason::Busy, "being archived or released right now");
     let claim = pool.claim(&candidate.file, Job::Archive).ok_or_else(busy)?;
-    acquire(pool, candidate, claim, patience)
+    acquire(pool, candidate, claim, patience, shard)
 }
 
 /// Archived, and certainly unchanged since: only then there is nothing to do. When ctime moved,
@@ -117,6 +120,7 @@ fn acquire(
     candidate: &Candidate,
     claim: Claim,
     patience: Instant,
+    shard: u8,
 ) -> Result<Ready, FileOutcome> {
     // Everything that was read before the claim may be old.
     let path = InodeFd::Path(candidate.path.as_fd());
@@ -138,7 +142,8 @@ fn acquire(
     let stat = inode::stat(&*fd).map_err(|e| FileOutcome::io("the file cannot be examined", &e))?;
     let generation =
         inode::generation(&*fd).map_err(|e| FileOutcome::io("the file has no generation", &e))?;
-    let file = Ready { lease, fd, stat, generation, id: ObjectId::random(), record, _claim: claim };
+    let id = ObjectId::random_in(shard);
+    let file = Ready { lease, fd, stat, generation, id, record, _claim: claim };
     if vouch_again(pool, candidate, &file) {
         return Err(FileOutcome::already("archived; its content was compared"));
     }

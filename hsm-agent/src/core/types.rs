@@ -14,6 +14,14 @@ impl ObjectId {
     pub fn random() -> Self {
         Self(rand::random())
     }
+
+    /// As [`random`](Self::random), but in the fan-out directory `shard` of a store: still 120
+    /// random bits.
+    pub fn random_in(shard: u8) -> Self {
+        let mut id = Self::random();
+        id.0[0] = shard;
+        id
+    }
 }
 
 impl fmt::Display for ObjectId {
