@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -11,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use hsm_agent::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 use hsm_agent::sys::fanotify::{
     Class, EVENT_BUFFER, Event, EventMask, Group, GroupOptions, MarkTarget, Verdict, events,
 };
@@ -221,5 +223,26 @@ fn handles_name_a_file_until_it_is_gone() {
         File::create(dir.join("h")).unwrap().write_all(b"other").unwrap();
         let other = File::open(dir.join("h")).unwrap();
         assert!(handle::of_fd(&other).unwrap() != key, "a new file has the old identity");
+    });
+}
+
+/// The archive tells offline files by the list alone.
+#[test]
+fn the_list_of_attributes_names_all_of_ours() {
+    on_each_fs(|dir| {
+        let file = dir.join("f");
+        fs::write(&file, "data").unwrap();
+        let path = o_path(&file);
+        assert!(xattr::list_at_path(path.as_fd()).unwrap().is_empty());
+        let ours = [MARKER_XATTR, RECORD_XATTR, MAP_XATTR];
+        for (n, name) in (1..).zip(ours) {
+            let name = CString::new(name).unwrap();
+            xattr::set_at_path(path.as_fd(), &name, &[7; 40]).unwrap();
+            // In the inode, or with a block of its own.
+            xattr::set_at_path(path.as_fd(), c"user.large", &vec![1; 250 * n]).unwrap();
+            let names = xattr::list_at_path(path.as_fd()).unwrap();
+            assert!(names.contains(&name), "{name:?} is not in {names:?}");
+            assert_eq!(names, xattr::list(File::open(&file).unwrap()).unwrap());
+        }
     });
 }
