@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -11,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use hsm_agent::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 use hsm_agent::sys::fanotify::{
     Class, EVENT_BUFFER, Event, EventMask, Group, GroupOptions, MarkTarget, Verdict, events,
 };
@@ -275,6 +277,27 @@ fn a_handle_tells_the_generation_that_the_ioctl_tells() {
             let seen = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
             let key = handle::of_fd(&seen).unwrap();
             assert_eq!(key.generation(), Some(inode::generation(&file).unwrap()), "{key:?}");
+        }
+    });
+}
+
+/// The archive tells offline files by the list alone.
+#[test]
+fn the_list_of_attributes_names_all_of_ours() {
+    on_each_fs(|dir| {
+        let file = dir.join("f");
+        fs::write(&file, "data").unwrap();
+        let path = o_path(&file);
+        assert!(xattr::list_at_path(path.as_fd()).unwrap().is_empty());
+        let ours = [MARKER_XATTR, RECORD_XATTR, MAP_XATTR];
+        for (n, name) in (1..).zip(ours) {
+            let name = CString::new(name).unwrap();
+            xattr::set_at_path(path.as_fd(), &name, &[7; 40]).unwrap();
+            // In the inode, or with a block of its own.
+            xattr::set_at_path(path.as_fd(), c"user.large", &vec![1; 250 * n]).unwrap();
+            let names = xattr::list_at_path(path.as_fd()).unwrap();
+            assert!(names.contains(&name), "{name:?} is not in {names:?}");
+            assert_eq!(names, xattr::list(File::open(&file).unwrap()).unwrap());
         }
     });
 }

@@ -16,7 +16,7 @@ pub use codec::{Marker, MarkerError, MarkerFlags, MarkerState, Owner};
 pub use facts::{Facts, RawAttributes, Unjudged, judge};
 pub use hsm_common::chunk::{chunk_count, chunk_shift_for};
 pub use hsm_common::marker::{MAP_XATTR, MARKER_LEN, MARKER_XATTR, RECORD_XATTR};
-pub use inode::{Attributes, InodeError, InodeFd};
+pub use inode::{Attributes, InodeError, InodeFd, Seen};
 pub use map::{MAX_MAP_LEN, MapError, ResidencyMap};
 pub use record::{ArchivedCopy, PolicyFlags, RECORD_LEN, Record, RecordError};
 
