@@ -31,6 +31,7 @@ cases! {
     executables_without_read_permission_run,
     truncation_by_path_recalls_first,
     unpinned_programs_guard_no_more,
+    a_burst_of_openers_is_served,
 }
 
 /// A counter of the pool, or of the kernel programs.
@@ -416,4 +417,43 @@ fn unpinned_programs_guard_no_more(pool: &mut Pool) -> Result<()> {
     pool.start()?;
     pool.assert_offline(&file.path)?;
     file.check()
+}
+
+/// As many openers of as many offline files at once; nobody's patience may end. What it took is told, for
+/// the comparison of kernels that preempt in different ways.
+fn a_burst_of_openers_is_served(pool: &mut Pool) -> Result<()> {
+    const OPENERS: u64 = 1000;
+    fs::create_dir(pool.path("d"))?;
+    let files: Vec<Sample> =
+        (0..OPENERS).map(|i| pool.file(format!("d/{i}"), 4096)).collect::<Result<_>>()?;
+    pool.offline_tree(&pool.path("d"))?;
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3")?;
+    let start = std::sync::Barrier::new(files.len());
+    let begin = std::time::Instant::now();
+    let open = |file: &Sample| {
+        start.wait();
+        let begin = std::time::Instant::now();
+        file.check().map(|()| begin.elapsed())
+    };
+    let mut waits = thread::scope(|scope| {
+        let open = &open;
+        let threads: Vec<_> = files.iter().map(|file| scope.spawn(move || open(file))).collect();
+        let join = |t: thread::ScopedJoinHandle<'_, Result<_>>| {
+            t.join().map_err(|_| anyhow!("an opener panicked"))?
+        };
+        threads.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    waits.sort_unstable();
+    let at = |part: usize| waits[(waits.len() * part / 100).min(waits.len() - 1)];
+    eprintln!(
+        "burst of {OPENERS} openers: all served after {:.2?}; p50 {:.1?}, p99 {:.1?}; {} requests, \
+         {} turns of waiting",
+        begin.elapsed(),
+        at(50),
+        at(99),
+        program_count(pool, "requests")?,
+        program_count(pool, "wait_turns")?
+    );
+    Ok(())
 }
