@@ -91,7 +91,7 @@ impl<'base> Btf<'base> {
     /// Type id of a function.
     pub fn function(&self, name: &str) -> Option<u32> {
         self.own().find_map(|(id, ty)| {
-            let found = ty.kind() == kind::FUNC && self.name(ty.name) == Some(name.as_bytes());
+            let found = ty.kind() == kind::FUNC && self.is_named(ty.name, name.as_bytes());
             found.then_some(id)
         })
     }
@@ -100,7 +100,7 @@ impl<'base> Btf<'base> {
     /// when there is no such structure or member, or when it is a bit field.
     pub fn member_offset(&self, structure: &str, member: &str) -> Option<u32> {
         self.own().find_map(|(_, ty)| {
-            if ty.kind() != kind::STRUCT || self.name(ty.name) != Some(structure.as_bytes()) {
+            if ty.kind() != kind::STRUCT || !self.is_named(ty.name, structure.as_bytes()) {
                 return None;
             }
             let bits = self.member_bits(ty, member.as_bytes(), MAX_DEPTH)?;
@@ -163,29 +163,33 @@ impl<'base> Btf<'base> {
         Some((self, fixed(&self.bytes, at as usize)?))
     }
 
-    fn name(&self, offset: u32) -> Option<&[u8]> {
+    /// Whether the string at this offset is `wanted`, which contains no NUL. Compared where it
+    /// lies: looking for the end of every name of a kernel takes seconds on a slow machine.
+    fn is_named(&self, offset: u32, wanted: &[u8]) -> bool {
         let offset = offset as usize;
         if offset < self.first_string {
-            return self.base?.name(u32::try_from(offset).ok()?);
+            let offset = u32::try_from(offset).unwrap_or(u32::MAX);
+            return self.base.is_some_and(|base| base.is_named(offset, wanted));
         }
-        let text = self.bytes.get(self.strings.clone())?.get(offset - self.first_string..)?;
-        text.split(|&byte| byte == 0).next()
+        let strings = self.bytes.get(self.strings.clone()).unwrap_or_default();
+        let text = strings.get(offset - self.first_string..).unwrap_or_default();
+        text.strip_prefix(wanted).is_some_and(|rest| rest.first() == Some(&0))
     }
 
     fn member_bits(&self, ty: Type, wanted: &[u8], depth: u32) -> Option<u32> {
         (0..ty.len()).find_map(|number| {
             let at = ty.rest + number * 12;
-            let name = self.name(word(&self.bytes, at)?)?;
+            let name = word(&self.bytes, at)?;
             let offset = word(&self.bytes, at + 8)?;
             let (bits, field) = if ty.has_bit_fields() {
                 (offset & 0x00ff_ffff, offset >> 24)
             } else {
                 (offset, 0)
             };
-            if name == wanted {
+            if self.is_named(name, wanted) {
                 return (field == 0).then_some(bits);
             }
-            if !name.is_empty() || depth == 0 {
+            if !self.is_named(name, b"") || depth == 0 {
                 return None;
             }
             let (btf, inner) = self.resolve(word(&self.bytes, at + 4)?)?;
