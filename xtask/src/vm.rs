@@ -22,6 +22,7 @@ mod guest;
 mod suite;
 
 pub(crate) use guest::{Guest, job};
+pub(crate) use suite::Part;
 
 /// Options of `cargo xtask vm`.
 #[derive(Args)]
@@ -141,6 +142,11 @@ impl Tier {
 }
 
 impl Machine {
+    /// Two processors, the stock kernel.
+    pub(crate) fn ordinary() -> Self {
+        Self { smp: 2, icount: false, ..Self::counting() }
+    }
+
     /// One processor whose clock counts instructions.
     pub(crate) fn counting() -> Self {
         Self {

@@ -37,34 +37,34 @@ macro_rules! cases {
 }
 use cases;
 
-/// Every case.
-pub(crate) fn all() -> impl Iterator<Item = Case> {
+/// Every case, with the name of its subject.
+pub(crate) fn all() -> impl Iterator<Item = (&'static str, Case)> {
     let guarded = guarded::CASES.iter().map(|case| Case { needs: Needs::LsmFilter, ..*case });
-    anywhere().chain(guarded)
+    anywhere().chain(guarded.map(|case| ("guarded", case)))
 }
 
-fn anywhere() -> impl Iterator<Item = Case> {
+fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
     let lists = [
-        reading::CASES,
-        copying::CASES,
-        programs::CASES,
-        mapping::CASES,
-        syscalls::CASES,
-        modifying::CASES,
-        files::CASES,
-        mounts::CASES,
-        metadata::CASES,
-        refusing::CASES,
-        luck::CASES,
-        remote::CASES,
-        processes::CASES,
-        operating::CASES,
-        regressions::CASES,
+        ("reading", reading::CASES),
+        ("copying", copying::CASES),
+        ("programs", programs::CASES),
+        ("mapping", mapping::CASES),
+        ("syscalls", syscalls::CASES),
+        ("modifying", modifying::CASES),
+        ("files", files::CASES),
+        ("mounts", mounts::CASES),
+        ("metadata", metadata::CASES),
+        ("refusing", refusing::CASES),
+        ("luck", luck::CASES),
+        ("remote", remote::CASES),
+        ("processes", processes::CASES),
+        ("operating", operating::CASES),
+        ("regressions", regressions::CASES),
     ];
-    lists.into_iter().flatten().copied()
+    lists.into_iter().flat_map(|(subject, cases)| cases.iter().map(move |case| (subject, *case)))
 }
 
 /// The names of all cases.
 pub(crate) fn names() -> Vec<&'static str> {
-    all().map(|case| case.name).collect()
+    all().map(|(_, case)| case.name).collect()
 }
