@@ -75,7 +75,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.instructions {
         return instructions::host(options.fs);
     }
-    match enter("cargo xtask bench")? {
+    let role = if options.instructions_inside {
+        // What is run was built on the host.
+        hsm_lab::sandbox::enter()?
+    } else {
+        enter("cargo xtask bench")?
+    };
+    match role {
         Role::Done(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(101))),
         Role::Inside(dir) => inside(options, &dir).map(|()| ExitCode::SUCCESS),
     }

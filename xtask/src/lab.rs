@@ -20,11 +20,16 @@ pub(crate) fn enter(command: &str) -> Result<Role> {
     if !sandbox::is_inside() {
         sandbox::require_root(&format!("-E env \"PATH=$PATH\" {command}"))?;
         setup::packages()?;
-        step("building hsm (release)", || {
-            must(cargo().args(["build", "--release", "--package", "hsm-agent", "--bin", "hsm"]))
-        })?;
+        build_release()?;
     }
     sandbox::enter()
+}
+
+/// Builds what [`exe`] names.
+pub(crate) fn build_release() -> Result<()> {
+    step("building hsm (release)", || {
+        must(cargo().args(["build", "--release", "--package", "hsm-agent", "--bin", "hsm"]))
+    })
 }
 
 /// The release build.

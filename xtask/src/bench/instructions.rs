@@ -17,7 +17,8 @@ use hsm_machine::run::Output;
 use rustix::fs::{Mode, OFlags};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::lab::{Lab, drop_caches, exe};
+use crate::ebpf;
+use crate::lab::{Lab, build_release, drop_caches, exe};
 use crate::steps::note;
 use crate::vm::{Guest, Machine, job};
 
@@ -30,6 +31,8 @@ const ROUNDS: u32 = 5;
 
 /// Builds, boots the guest, passes its table on.
 pub(crate) fn host(fs: FsKind) -> Result<ExitCode> {
+    ebpf::programs()?;
+    build_release()?;
     let machine = Machine::counting();
     let mut guest = Guest::new(&machine)?;
     let program = std::env::current_exe()?;
