@@ -13,7 +13,7 @@ use hsm_agent::catalog::{Catalog, IntentOp, NewIntent};
 use hsm_agent::sys::handle;
 use hsm_lab::hsm::Report;
 use hsm_lab::run::kill;
-use hsm_lab::{Agent, Content, FsKind, LoopFs, PoolConfig, Run, loopfs, patience};
+use hsm_lab::{Agent, Content, FsKind, LoopFs, PoolConfig, Run, loopfs, pace, patience};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
@@ -472,7 +472,7 @@ fn over_the_tree(pool: &Pool, verb: &str) -> Result<Report> {
 fn a_released_file_read_at_once_again_can_be_released_again(pool: &mut Pool) -> Result<()> {
     let file = pool.file("file", MIB / 4)?;
     pool.hsm.must("archive", [&file])?;
-    for cycle in 0..200 {
+    for cycle in 0..pace::turns(200) {
         release_soon(pool, &file).with_context(|| format!("cycle {cycle}"))?;
         let out = Run::new("cat").args([&file]).ok()?;
         file.content.check_bytes(&out.stdout).with_context(|| format!("cycle {cycle}"))?;
