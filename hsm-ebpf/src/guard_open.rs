@@ -80,8 +80,11 @@ fn filter(inode: Inode, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
     let kind = if marker == Marker::Unreadable { KIND_QUERY } else { KIND_WATCH };
     match ask(inode, sb, kind) {
         Answer::Online => {
-            // The agent looked after this look began.
-            look.end(Marker::Absent);
+            // The agent looked after this look began. Where the marker could be read, it was
+            // there: then it has been removed, which counts, and is looked at again.
+            if marker == Marker::Unreadable {
+                look.end(Marker::Absent);
+            }
             count(Counter::PassedAnswered);
             0
         }

@@ -42,6 +42,9 @@ pub struct Btf<'base> {
     bytes: Vec<u8>,
     /// Where each type begins in `bytes`; the first has the id `first_id`.
     types: Vec<u32>,
+    /// Functions and structures: offset of the name, id. A kernel has 100,000 types; what is looked
+    /// for is found by where its name lies.
+    named: Vec<(u32, u32)>,
     first_id: u32,
     strings: std::ops::Range<usize>,
     /// Offset of this string section behind that of the base.
@@ -90,19 +93,13 @@ impl<'base> Btf<'base> {
 
     /// Type id of a function.
     pub fn function(&self, name: &str) -> Option<u32> {
-        self.own().find_map(|(id, ty)| {
-            let found = ty.kind() == kind::FUNC && self.is_named(ty.name, name.as_bytes());
-            found.then_some(id)
-        })
+        self.find(kind::FUNC, name).map(|(id, _)| id).next()
     }
 
     /// Offset in bytes of a structure's member, through anonymous structures and unions. `None`
     /// when there is no such structure or member, or when it is a bit field.
     pub fn member_offset(&self, structure: &str, member: &str) -> Option<u32> {
-        self.own().find_map(|(_, ty)| {
-            if ty.kind() != kind::STRUCT || !self.is_named(ty.name, structure.as_bytes()) {
-                return None;
-            }
+        self.find(kind::STRUCT, structure).find_map(|(_, ty)| {
             let bits = self.member_bits(ty, member.as_bytes(), MAX_DEPTH)?;
             (bits % 8 == 0).then_some(bits / 8)
         })
@@ -138,21 +135,40 @@ impl<'base> Btf<'base> {
         };
         let types = section(8)?;
         let strings = section(16)?;
-        let types = index(&bytes, types)?;
         let (first_id, first_string) = match base {
             // Id 0 is "void" and has no entry.
             None => (1, 0),
             Some(base) => (
-                base.first_id + u32::try_from(base.types.len()).unwrap_or(u32::MAX),
+                base.first_id.saturating_add(u32::try_from(base.types.len()).unwrap_or(u32::MAX)),
                 base.first_string + base.strings.len(),
             ),
         };
-        Ok(Self { types, first_id, strings, first_string, base, bytes })
+        let types = index(&bytes, types)?;
+        let named = named(&bytes, &types, first_id);
+        Ok(Self { types, named, first_id, strings, first_string, base, bytes })
     }
 
-    fn own(&self) -> impl Iterator<Item = (u32, Type)> {
-        let ids = self.first_id..;
-        ids.zip(&self.types).filter_map(|(id, &at)| Some((id, fixed(&self.bytes, at as usize)?)))
+    /// Types of this kind and name, those of the base apart.
+    fn find(&self, kind: u32, name: &str) -> impl Iterator<Item = (u32, Type)> {
+        let places = self.places(name.as_bytes());
+        let named = self.named.iter().filter(move |(place, _)| places.contains(place));
+        named.filter_map(move |&(_, id)| {
+            let (_, ty) = self.by_id(id)?;
+            (ty.kind() == kind).then_some((id, ty))
+        })
+    }
+
+    /// Offsets at which the string lies, here or in the base.
+    fn places(&self, name: &[u8]) -> Vec<u32> {
+        let mut places = self.base.map_or_else(Vec::new, |base| base.places(name));
+        let strings = self.bytes.get(self.strings.clone()).unwrap_or_default();
+        for at in memchr::memmem::find_iter(strings, name) {
+            let begins = at == 0 || strings[at - 1] == 0;
+            if begins && strings.get(at + name.len()) == Some(&0) {
+                places.extend(u32::try_from(self.first_string + at));
+            }
+        }
+        places
     }
 
     fn by_id(&self, id: u32) -> Option<(&Self, Type)> {
@@ -163,8 +179,7 @@ impl<'base> Btf<'base> {
         Some((self, fixed(&self.bytes, at as usize)?))
     }
 
-    /// Whether the string at this offset is `wanted`, which contains no NUL. Compared where it
-    /// lies: looking for the end of every name of a kernel takes seconds on a slow machine.
+    /// Whether the string at this offset is `wanted`, which contains no NUL.
     fn is_named(&self, offset: u32, wanted: &[u8]) -> bool {
         let offset = offset as usize;
         if offset < self.first_string {
@@ -239,6 +254,14 @@ fn index(bytes: &[u8], section: std::ops::Range<usize>) -> Result<Vec<u32>, BtfE
         return Err(BtfError::Truncated);
     }
     Ok(types)
+}
+
+/// Names and ids of functions and structures.
+fn named(bytes: &[u8], types: &[u32], first_id: u32) -> Vec<(u32, u32)> {
+    let ids = first_id..;
+    let all = ids.zip(types).filter_map(|(id, &at)| Some((id, fixed(bytes, at as usize)?)));
+    let wanted = all.filter(|(_, ty)| matches!(ty.kind(), kind::FUNC | kind::STRUCT));
+    wanted.map(|(id, ty)| (ty.name, id)).collect()
 }
 
 fn fixed(bytes: &[u8], at: usize) -> Option<Type> {

@@ -332,9 +332,12 @@ fn unreadable_files_are_asked_about(lab: &Lab) -> Result<()> {
 fn fiemap_of_a_marked_file_is_refused(lab: &Lab) -> Result<()> {
     let path = lab.file("changing")?;
     lab.cover(Mode::Filter)?;
+    // From the beginning to the end; the number of extents.
+    const PROGRAM: &str = "import fcntl\n\
+        fcntl.ioctl(0, 0xC020660B, bytearray(8) + bytearray(b'\\xff' * 8) + bytearray(16))";
     let fiemap = |file: &File| -> Result<String> {
         let output = std::process::Command::new("/usr/bin/python3")
-            .args(["-c", "import fcntl; fcntl.ioctl(0, 0xC020660B, bytearray(4096))"])
+            .args(["-c", PROGRAM])
             .stdin(file.try_clone()?)
             .output()?;
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())

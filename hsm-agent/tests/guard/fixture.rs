@@ -41,9 +41,7 @@ pub(crate) fn run(case: Case, kind: FsKind, dir: &Path) -> Result<()> {
     let fs = LoopFs::create(kind, dir, &format!("guard-{number}"), IMAGE_BYTES)?;
     let base = PathBuf::from(format!("/sys/fs/bpf/hsm-test-{}-{number}", std::process::id()));
     let settings = Settings { base, ..Settings::default() };
-    let begin = Instant::now();
     let maps = Guard::install(&settings)?;
-    eprintln!("installed in {:?}", begin.elapsed());
     let uuid = fsuuid::of(File::open(fs.path())?)?;
     let lab = Lab { fs, settings, maps, uuid };
     let result = (case.run)(&lab);
