@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::link::Link;
 use crate::bpf::{self, Guard, Maps, Settings};
-use crate::config::{Config, PoolConfig};
+use crate::config::{Config, PoolConfig, TierChoice};
 use crate::control::ProgramCount;
 use crate::intercept::Tier;
 use crate::sys::fsuuid;
@@ -36,7 +36,10 @@ impl Programs {
     /// Installs the programs and has the holder serve them. A kernel that cannot is no error: the
     /// pools then have a lesser tier, or the configuration insists and the agent does not start.
     pub(super) fn prepare(config: &Config, link: &Link) -> Self {
-        let marker = config.pools.first().map_or_else(String::new, |pool| pool.marker.clone());
+        // One for all: that of a pool that cannot do without the programs, or the first one's.
+        let insists = |pool: &&PoolConfig| pool.tier == TierChoice::LsmFilter;
+        let pool = config.pools.iter().find(insists).or(config.pools.first());
+        let marker = pool.map_or_else(String::new, |pool| pool.marker.clone());
         let mut this = Self { maps: None, marker, why_not: String::new() };
         if config.pools.is_empty() {
             return this;
@@ -74,7 +77,7 @@ impl Programs {
         }
         if pool.marker != self.marker {
             return Err(format!(
-                "the programs look for the first pool's marker, {}, not for {}",
+                "the programs look for one marker in all pools, {}, not for {}",
                 self.marker, pool.marker
             ));
         }

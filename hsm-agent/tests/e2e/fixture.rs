@@ -51,6 +51,8 @@ pub(crate) enum Needs {
     Anything,
     /// Kernel programs, and tier lsm-filter.
     LsmFilter,
+    /// A watch on the whole file system, which only the other tiers have.
+    WholeWatch,
 }
 
 impl Needs {
@@ -58,7 +60,12 @@ impl Needs {
     /// might pass without what it is about.
     pub(crate) fn are_met(self) -> bool {
         let tier = std::env::var(hsm_lab::config::TIER_VARIABLE);
-        self == Self::Anything || tier.is_ok_and(|tier| tier == "lsm-filter")
+        let filter = tier.is_ok_and(|tier| tier == "lsm-filter");
+        match self {
+            Self::Anything => true,
+            Self::LsmFilter => filter,
+            Self::WholeWatch => !filter,
+        }
     }
 }
 
@@ -197,6 +204,24 @@ impl Pool {
     pub(crate) fn restart(&mut self) -> Result<()> {
         self.stop()?;
         self.start()
+    }
+
+    /// Does what the kernel programs let nobody do: without them, and without the agent, which puts
+    /// them back when it is started (again, if it ran).
+    pub(crate) fn unguarded<T>(&mut self, tamper: impl FnOnce() -> Result<T>) -> Result<T> {
+        if !Needs::LsmFilter.are_met() {
+            return tamper();
+        }
+        let running = self.agent.is_some();
+        if running {
+            self.stop()?;
+        }
+        self.config.unpin()?;
+        let result = tamper();
+        if running {
+            self.start()?;
+        }
+        result
     }
 
     /// Restarts it with a store that gives at most `rate` (like `"1MiB"`) per second.

@@ -57,8 +57,8 @@ fn run(mut arguments: Arguments, dir: &Path) -> ExitCode {
     let conclusion = libtest_mimic::run(&arguments, trials(dir));
     if conclusion.num_ignored > 0 {
         eprintln!(
-            "{} CASES DID NOT RUN: they need tier lsm-filter, which this run did not ask for \
-             (HSM_TIER=lsm-filter where the kernel has it; `cargo xtask vm` runs them in a guest)",
+            "{} CASES DID NOT RUN: they need another tier than this run's (HSM_TIER=lsm-filter where \
+             the kernel has it, `cargo xtask vm --tier lsm-filter` in a guest; HSM_TIER=user-filter)",
             conclusion.num_ignored
         );
     }

@@ -208,7 +208,7 @@ fn marked(pool: &mut Pool, change: impl Fn(&mut Vec<u8>)) -> Result<()> {
     let good = marker.clone();
     change(&mut marker);
     ensure!(marker != good, "the marker was not changed");
-    set_marker(&file.path, &marker)?;
+    pool.unguarded(|| set_marker(&file.path, &marker))?;
     pool.sh("echo 2 > /proc/sys/vm/drop_caches", [""; 0])?;
     assert_read_fails(&file.path, &[EIO])?;
     let log = pool.agent()?.log();
@@ -218,7 +218,7 @@ fn marked(pool: &mut Pool, change: impl Fn(&mut Vec<u8>)) -> Result<()> {
         ensure!(report.code == 1, "hsm {verb}: {}", report.output.describe());
         ensure!(report.output.text().contains("marked-file"), "hsm {verb} does not name it");
     }
-    set_marker(&file.path, &good)?;
+    pool.unguarded(|| set_marker(&file.path, &good))?;
     file.check()
 }
 
@@ -247,14 +247,15 @@ fn a_missing_record_is_an_error(pool: &mut Pool) -> Result<()> {
     let mut record = vec![0; 4096];
     let n = rustix::fs::getxattr(&file.path, "trusted.hsm", &mut record)?;
     record.truncate(n);
-    rustix::fs::removexattr(&file.path, "trusted.hsm")?;
+    pool.unguarded(|| Ok(rustix::fs::removexattr(&file.path, "trusted.hsm")?))?;
     // The marker alone names the object: bytes or an error, both are right.
     match fs::read(&file.path) {
         Ok(bytes) => file.content.check_bytes(&bytes),
         Err(error) => {
             ensure!(error.raw_os_error() == Some(EIO), "{error}");
             let flags = rustix::fs::XattrFlags::empty();
-            rustix::fs::setxattr(&file.path, "trusted.hsm", &record, flags)?;
+            let put = || rustix::fs::setxattr(&file.path, "trusted.hsm", &record, flags);
+            pool.unguarded(|| Ok(put()?))?;
             file.check()
         }
     }

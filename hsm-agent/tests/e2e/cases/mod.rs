@@ -19,19 +19,21 @@ mod regressions;
 mod remote;
 mod syscalls;
 
-/// Lists cases: `name` or `name with configure`.
+/// Lists cases: `name`, `name with configure`, `name; needs Something`.
 macro_rules! cases {
-    ($($name:ident $(with $configure:expr)?),* $(,)?) => {
+    ($($name:ident $(with $configure:expr)? $(; needs $needs:ident)?),* $(,)?) => {
         /// The cases of this file.
         pub(super) const CASES: &[$crate::fixture::Case] = &[$(
             $crate::fixture::Case {
                 name: stringify!($name),
                 configure: cases!(@configure $($configure)?),
-                needs: $crate::fixture::Needs::Anything,
+                needs: cases!(@needs $($needs)?),
                 run: $name,
             }
         ),*];
     };
+    (@needs) => { $crate::fixture::Needs::Anything };
+    (@needs $needs:ident) => { $crate::fixture::Needs::$needs };
     (@configure) => { |_| {} };
     (@configure $configure:expr) => { $configure };
 }

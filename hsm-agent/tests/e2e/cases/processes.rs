@@ -28,7 +28,7 @@ cases! {
     offline_files_survive_the_death_of_both_processes,
     a_service_manager_keeps_the_files_closed_when_both_processes_die with |config| {
         config.keeps = true;
-    },
+    }; needs WholeWatch,
     a_restarted_agent_serves_its_offline_files,
     a_lost_catalogue_is_rebuilt,
 }
