@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -11,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use hsm_agent::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 use hsm_agent::sys::fanotify::{
     Class, EVENT_BUFFER, Event, EventMask, Group, GroupOptions, MarkTarget, Verdict, events,
 };
@@ -221,5 +223,81 @@ fn handles_name_a_file_until_it_is_gone() {
         File::create(dir.join("h")).unwrap().write_all(b"other").unwrap();
         let other = File::open(dir.join("h")).unwrap();
         assert!(handle::of_fd(&other).unwrap() != key, "a new file has the old identity");
+    });
+}
+
+/// Kernel programs know a file system by this.
+#[test]
+fn a_file_system_tells_its_uuid() {
+    on_each_fs(|mount| {
+        let root = File::open(mount).unwrap();
+        let uuid = hsm_agent::sys::fsuuid::of(&root).unwrap();
+        let image = mount.parent().unwrap().join("image");
+        let out = Command::new("blkid").args(["-o", "value", "-s", "UUID"]).arg(image).output();
+        let text = String::from_utf8(out.unwrap().stdout).unwrap().replace('-', "");
+        let hex: String = uuid.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, text.trim());
+    });
+    let none = hsm_agent::sys::fsuuid::of(File::open("/proc").unwrap()).unwrap_err();
+    assert_eq!(none.kind(), std::io::ErrorKind::Unsupported);
+}
+
+/// Kernel programs tell an inode by its numbers; the holder makes a handle of them.
+#[test]
+fn a_handle_made_of_an_inodes_numbers_leads_to_the_file() {
+    on_each_fs(|mount| {
+        let root = File::open(mount).unwrap();
+        let path = mount.join("file");
+        fs::write(&path, b"content").unwrap();
+        let file = File::open(&path).unwrap();
+        // btrfs puts the subvolume's number second into its own handles.
+        let own = handle::of_fd(&file).unwrap();
+        let subvolume =
+            own.bytes.get(8..16).map_or(0, |b| u64::from_ne_bytes(b.try_into().unwrap()));
+        let generation = u32::try_from(inode::generation(&file).unwrap()).unwrap();
+        let ino = inode::stat(&file).unwrap().ino;
+        let numbers = handle::InodeNumbers { ino, generation, subvolume };
+        let made = handle::from_numbers(&root, numbers).unwrap();
+        let found = handle::open(&root, &made, OFlags::PATH).unwrap();
+        assert_eq!(inode::stat(&found).unwrap().ino, ino);
+        assert_eq!(handle::of_fd(&found).unwrap(), own);
+        let other = handle::InodeNumbers { generation: generation ^ 1, ..numbers };
+        let other = handle::from_numbers(&root, other).unwrap();
+        assert!(handle::is_stale(&handle::open(&root, &other, OFlags::PATH).unwrap_err()));
+    });
+}
+
+/// The state of a file is derived without opening it, which would recall it.
+#[test]
+fn a_handle_tells_the_generation_that_the_ioctl_tells() {
+    on_each_fs(|dir| {
+        for name in ["a", "b"] {
+            let path = dir.join(name);
+            let file = File::create(&path).unwrap();
+            let seen = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
+            let key = handle::of_fd(&seen).unwrap();
+            assert_eq!(key.generation(), Some(inode::generation(&file).unwrap()), "{key:?}");
+        }
+    });
+}
+
+/// The archive tells offline files by the list alone.
+#[test]
+fn the_list_of_attributes_names_all_of_ours() {
+    on_each_fs(|dir| {
+        let file = dir.join("f");
+        fs::write(&file, "data").unwrap();
+        let path = o_path(&file);
+        assert!(xattr::list_at_path(path.as_fd()).unwrap().is_empty());
+        let ours = [MARKER_XATTR, RECORD_XATTR, MAP_XATTR];
+        for (n, name) in (1..).zip(ours) {
+            let name = CString::new(name).unwrap();
+            xattr::set_at_path(path.as_fd(), &name, &[7; 40]).unwrap();
+            // In the inode, or with a block of its own.
+            xattr::set_at_path(path.as_fd(), c"user.large", &vec![1; 250 * n]).unwrap();
+            let names = xattr::list_at_path(path.as_fd()).unwrap();
+            assert!(names.contains(&name), "{name:?} is not in {names:?}");
+            assert_eq!(names, xattr::list(File::open(&file).unwrap()).unwrap());
+        }
     });
 }

@@ -85,7 +85,7 @@ impl Server {
     }
 
     fn store(&self) -> Arc<dyn Store> {
-        open(&self.config()).expect("open")
+        open(&self.config(), None).expect("open")
     }
 }
 
@@ -118,7 +118,7 @@ async fn s3_conforms() {
 async fn s3_without_prefix_conforms() {
     let server = Server::start();
     let config = StoreConfig { prefix: None, ..server.config() };
-    conformance::run(open(&config).expect("open")).await;
+    conformance::run(open(&config, None).expect("open")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,7 +126,7 @@ async fn stores_in_one_bucket_do_not_see_each_other() {
     let server = Server::start();
     let one = server.store();
     let config = StoreConfig { prefix: Some("pool/two".into()), ..server.config() };
-    let two = open(&config).expect("open");
+    let two = open(&config, None).expect("open");
     let key = key();
     one.put(&key, Bytes::from_static(b"one")).await.expect("put");
     let listed = |store: Arc<dyn Store>| async move { store.list().count().await };
@@ -142,7 +142,7 @@ async fn a_dead_server_is_retryable_and_the_retry_succeeds_after_its_restart() {
 
     server.kill();
     let hasty = StoreConfig { retries: 0, ..server.config() };
-    let e = open(&hasty).expect("open").get_tail(&key, 99).await.expect_err("no server");
+    let e = open(&hasty, None).expect("open").get_tail(&key, 99).await.expect_err("no server");
     assert!(e.is_retryable(), "{e:?}");
 
     let reading = tokio::spawn(async move { store.get_tail(&key, 99).await });
@@ -158,7 +158,7 @@ async fn a_server_killed_during_an_upload_leaves_nothing_visible() {
     const PIECES: usize = 20; // of 1 MiB: two full parts and a half one
     let mut server = Server::start();
     let config = StoreConfig { deadline: Duration::from_secs(3), ..server.config() };
-    let (store, key) = (open(&config).expect("open"), key());
+    let (store, key) = (open(&config, None).expect("open"), key());
     let piece = Bytes::from(vec![7; 1 << 20]);
     let mut sink = store.writer(&key).await.expect("writer");
     for _ in 0..10 {
@@ -194,7 +194,7 @@ async fn wrong_keys_are_denied() {
     let wrong = server.path("wrong");
     std::fs::write(&wrong, "not-the-key").expect("write");
     let config = StoreConfig { secret_key_file: Some(wrong), ..server.config() };
-    let store = open(&config).expect("open");
+    let store = open(&config, None).expect("open");
     let e = store.put(&key(), Bytes::from_static(b"x")).await.expect_err("put");
     assert!(matches!(e, StoreError::Denied { .. }), "{e:?}");
     assert!(matches!(store.check().await, Err(StoreError::Denied { .. })));
@@ -205,7 +205,7 @@ async fn a_missing_bucket_does_not_pass_for_missing_objects() {
     let server = Server::start();
     let config = StoreConfig { bucket: Some("no-such-bucket".into()), ..server.config() };
     // This server makes buckets on the fly where one is written to; a listing does not.
-    let listed = open(&config).expect("open").list().next().await.expect("an item");
+    let listed = open(&config, None).expect("open").list().next().await.expect("an item");
     let e = listed.expect_err("no bucket");
     assert!(matches!(e, StoreError::Failed { .. }), "{e:?}");
 }

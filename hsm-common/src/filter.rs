@@ -117,8 +117,9 @@ pub struct Request {
     pub tgid: u32,
     /// [`KIND_WATCH`], [`KIND_QUERY`] or [`KIND_TRUNCATE`].
     pub kind: u32,
-    /// No flag is defined in version 1: zero.
-    pub flags: u32,
+    /// Device number of the superblock, `major << 20 | minor`: tells a mounted snapshot, which has the
+    /// same UUID, from the file system itself.
+    pub device: u32,
 }
 
 /// The inode carries the marker: put a watch on it. Answered [`ANSWER_WATCHED`], or
@@ -232,8 +233,6 @@ pub struct Settings {
     pub spin_limit: u64,
     /// Where the running kernel keeps what the programs look at.
     pub offsets: Offsets,
-    /// Zero.
-    pub reserved: u32,
 }
 
 /// A structure member that the running kernel does not have.
@@ -292,6 +291,8 @@ offsets! {
     inode_generation = "inode.i_generation" needed,
     /// Events that somebody watches this inode for.
     inode_mask = "inode.i_fsnotify_mask" needed,
+    /// Device number.
+    sb_device = "super_block.s_dev" needed,
     /// UUID.
     sb_uuid = "super_block.s_uuid" needed,
     /// Type of the file system.
@@ -423,7 +424,7 @@ const _: () = {
     assert!(offset_of!(Request, generation) == 40);
     assert!(offset_of!(Request, tgid) == 44);
     assert!(offset_of!(Request, kind) == 48);
-    assert!(offset_of!(Request, flags) == 52);
+    assert!(offset_of!(Request, device) == 52);
 
     assert!(size_of::<Wait>() == 8);
     assert!(offset_of!(Wait, verdict) == 0);

@@ -199,6 +199,12 @@ impl SuperBlock {
         unsafe { core::mem::transmute(halves) }
     }
 
+    /// Device number.
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        self.get(setting!(offsets.sb_device))
+    }
+
     /// Whether somebody is asked about every open of this file system.
     #[inline(always)]
     pub fn is_watched(self) -> bool {

@@ -88,7 +88,7 @@ pub fn ask(inode: Inode, sb: SuperBlock, kind: u32) -> Answer {
         generation: inode.generation(),
         tgid: task::tgid(),
         kind,
-        flags: 0,
+        device: sb.device(),
     };
     let answer = if REQUESTS.output(&request, 0).is_err() {
         count(Counter::DeniedFull);

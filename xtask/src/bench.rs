@@ -1,10 +1,11 @@
 //! `cargo xtask bench`: archive, release and recall against `cp` from and to the same places.
 //!
 //! Fair means: both sides move the same bytes between the same disk and the same kind of file
-//! system in the same run, in turns, each from the same state of the caches, each until the data is
-//! durable (`cp` is followed by `sync -f`). `cp` works on a twin that no agent watches, so that it
-//! does not pay for us. Every number is the median of its rounds. This is no test: it fails only
-//! when something does not work.
+//! system in the same run, in turns and with turns at going first, each from the same state of the
+//! caches, each until the data is durable (`cp` is followed by `sync -f`; without that it is shown as
+//! well). "Cold" means that all caches were emptied, "warm" that nothing was, and that the source was
+//! read just before. `cp` works on a twin that no agent watches, so that it does not pay for us. Every
+//! number is the median of its rounds. This is no test: it fails only when something does not work.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -23,6 +24,7 @@ use crate::demo::parse_fs;
 use crate::lab::{LIMIT, Lab, drop_caches, enter, exe, read_latency, timed};
 use crate::steps::{note, step};
 
+mod instructions;
 mod results;
 
 /// Options of `cargo xtask bench`.
@@ -40,6 +42,12 @@ pub(crate) struct Options {
     /// Rounds; the median counts
     #[arg(long, default_value_t = 3)]
     rounds: u32,
+    /// Count the instructions of an open and a read of an online file instead, in the guest
+    #[arg(long)]
+    instructions: bool,
+    /// The guest's part of that
+    #[arg(long, hide = true)]
+    instructions_inside: bool,
     /// Where the numbers go as JSON
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
@@ -64,13 +72,25 @@ const SAMPLES: u64 = 1000;
 
 /// Runs the bench.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    match enter("cargo xtask bench")? {
+    if options.instructions {
+        return instructions::host(options.fs);
+    }
+    let role = if options.instructions_inside {
+        // What is run was built on the host.
+        hsm_lab::sandbox::enter()?
+    } else {
+        enter("cargo xtask bench")?
+    };
+    match role {
         Role::Done(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(101))),
         Role::Inside(dir) => inside(options, &dir).map(|()| ExitCode::SUCCESS),
     }
 }
 
 fn inside(options: &Options, dir: &Path) -> Result<()> {
+    if options.instructions_inside {
+        return instructions::guest(options.fs, dir);
+    }
     let image = options.big * 3 + options.files * 3 * 8192 + (1 << 30);
     let mut plain = LoopFs::create(options.fs, dir, "plain", image)?;
     let lab = Lab::new(options.fs, dir, image, &exe()?)?;
@@ -119,6 +139,39 @@ struct Load {
     bytes: u64,
 }
 
+/// All rounds of one load in one state of the caches.
+#[derive(Default)]
+struct Times {
+    archive: Vec<Duration>,
+    cp_out: Vec<Cp>,
+    release: Vec<Duration>,
+    recall: Vec<Duration>,
+    cp_in: Vec<Cp>,
+    read: Vec<Duration>,
+}
+
+/// One run of cp.
+struct Cp {
+    /// Until it ended.
+    alone: Duration,
+    /// Until its copy was durable.
+    durable: Duration,
+}
+
+/// Both, and the second one first if `swapped`.
+fn in_turns(
+    swapped: bool,
+    one: impl FnOnce() -> Result<()>,
+    two: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    if swapped {
+        two()?;
+        return one();
+    }
+    one()?;
+    two()
+}
+
 impl Bench<'_> {
     fn run(&mut self) -> Result<Latency> {
         let small = Load {
@@ -159,11 +212,10 @@ impl Bench<'_> {
         for cache in ["cold", "warm"] {
             let what = format!("{}, cache {cache}, {} rounds", load.name, self.options.rounds);
             let times = step(&what, || self.rounds(load, cache))?;
-            let [archive, cp_out, release, recall, cp_in, read] = times;
-            self.row(load, "archive", cache, &archive, Some(&cp_out));
-            self.row(load, "release", cache, &release, None);
-            self.row(load, "recall", cache, &recall, Some(&cp_in));
-            self.row(load, "cat of it offline", cache, &read, Some(&cp_in));
+            self.row(load, "archive", cache, &times.archive, Some(&times.cp_out));
+            self.row(load, "release", cache, &times.release, None);
+            self.row(load, "recall", cache, &times.recall, Some(&times.cp_in));
+            self.row(load, "cat of it offline", cache, &times.read, Some(&times.cp_in));
         }
         if load.files == 1 {
             return Ok(None);
@@ -171,46 +223,67 @@ impl Bench<'_> {
         step("single recalls", || self.latency(load)).map(Some)
     }
 
-    fn rounds(&self, load: &Load, cache: &str) -> Result<[Vec<Duration>; 6]> {
-        let mut times: [Vec<Duration>; 6] = Default::default();
+    fn rounds(&self, load: &Load, cache: &str) -> Result<Times> {
+        let mut times = Times::default();
         for round in 0..self.options.rounds {
             touch(load, round)?;
-            let one = self.round(load, cache == "cold")?;
-            times.iter_mut().zip(one).for_each(|(all, time)| all.push(time));
+            self.round(load, cache == "cold", round % 2 == 1, &mut times)?;
         }
         Ok(times)
     }
 
-    /// archive, cp out, release, recall, cp in, cat.
-    fn round(&self, load: &Load, cold: bool) -> Result<[Duration; 6]> {
+    fn round(&self, load: &Load, cold: bool, cp_first: bool, times: &mut Times) -> Result<()> {
         let (copy, back) = (self.lab.host("copy"), self.plain.join("copy"));
-        let caches = |warm: &Path| -> Result<()> {
-            drop_caches()?;
-            if !cold {
-                Run::shell("find \"$1\" -type f -exec cat {} + > /dev/null").args([warm]).ok()?;
+        let cat = "find \"$1\" -type f -exec cat {} + > /dev/null";
+        let caches = |source: &Path| -> Result<()> {
+            if cold {
+                return drop_caches();
             }
-            Ok(())
+            rustix::fs::sync();
+            Run::shell(cat).args([source]).limit(LIMIT).ok().map(drop)
         };
-        let cp = "cp -r \"$1\" \"$2\"; sync -f \"$2\"";
-        caches(&load.path)?;
-        let archive = self.lab.verb("archive", &load.path)?;
-        caches(&load.twin)?;
-        let cp_out = timed(Run::shell(cp).args([&load.twin, &copy]))?;
-        caches(&load.path)?;
-        let release = self.lab.verb("release", &load.path)?;
+        let verb = |verb: &str, source: &Path| -> Result<Duration> {
+            caches(source)?;
+            self.lab.verb(verb, &load.path)
+        };
+        let cp = |from: &Path, to: &Path| -> Result<Cp> {
+            caches(from)?;
+            let alone = timed(Run::new("cp").args([Path::new("-r"), from, to]))?;
+            let sync = timed(Run::new("sync").args([Path::new("-f"), to]))?;
+            Ok(Cp { alone, durable: alone + sync })
+        };
+        let store = self.lab.host("store");
+        in_turns(
+            cp_first,
+            || {
+                times.archive.push(verb("archive", &load.path)?);
+                Ok(())
+            },
+            || {
+                times.cp_out.push(cp(&load.twin, &copy)?);
+                Ok(())
+            },
+        )?;
+        times.release.push(verb("release", &load.path)?);
         let offline = self.lab.hsm.count("offline")?;
         ensure!(offline >= load.files, "only {offline} files are offline");
-        caches(&self.lab.host("store"))?;
-        let recall = self.lab.verb("recall", &load.path)?;
-        caches(&copy)?;
-        let cp_in = timed(Run::shell(cp).args([&copy, &back]))?;
+        in_turns(
+            cp_first,
+            || {
+                times.recall.push(verb("recall", &store)?);
+                Ok(())
+            },
+            || {
+                times.cp_in.push(cp(&copy, &back)?);
+                Ok(())
+            },
+        )?;
         fs::remove_dir_all(&back)?;
         fs::remove_dir_all(&copy)?;
         self.lab.verb("release", &load.path)?;
-        caches(&self.lab.host("store"))?;
-        let cat = "find \"$1\" -type f -exec cat {} + > /dev/null";
-        let read = timed(Run::shell(cat).args([&load.path]))?;
-        Ok([archive, cp_out, release, recall, cp_in, read])
+        caches(&store)?;
+        times.read.push(timed(Run::shell(cat).args([&load.path]))?);
+        Ok(())
     }
 
     fn row(
@@ -219,11 +292,15 @@ impl Bench<'_> {
         verb: &str,
         cache: &'static str,
         ours: &[Duration],
-        cp: Option<&[Duration]>,
+        cp: Option<&[Cp]>,
     ) {
-        let seconds = |times| median(times).map_or(0.0, |time: Duration| time.as_secs_f64());
+        let seconds = |times: &[Duration]| median(times).map_or(0.0, |time| time.as_secs_f64());
         let hsm_seconds = seconds(ours);
-        let cp_seconds = cp.map(seconds);
+        let of_cp = |which: fn(&Cp) -> Duration| {
+            cp.map(|all| seconds(&all.iter().map(which).collect::<Vec<_>>()))
+        };
+        let cp_seconds = of_cp(|cp| cp.durable);
+        let cp_alone_seconds = of_cp(|cp| cp.alone);
         #[expect(clippy::cast_precision_loss, reason = "printed rounded")]
         let (files, mib) = (load.files as f64, load.bytes as f64 / f64::from(1 << 20));
         let rate = if load.files > 1 {
@@ -232,8 +309,17 @@ impl Bench<'_> {
             format!("{:.0} MiB/s", mib / hsm_seconds)
         };
         let times_cp = cp_seconds.map(|cp| cp / hsm_seconds);
+        let times_cp_alone = cp_alone_seconds.map(|cp| cp / hsm_seconds);
         let what = format!("{verb} {}", load.name);
-        self.rows.push(Row { what, cache, hsm_seconds, cp_seconds, times_cp, rate });
+        self.rows.push(Row {
+            what,
+            cache,
+            hsm_seconds,
+            cp_seconds,
+            times_cp,
+            times_cp_alone,
+            rate,
+        });
     }
 
     fn latency(&self, load: &Load) -> Result<Latency> {

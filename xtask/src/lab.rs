@@ -20,11 +20,16 @@ pub(crate) fn enter(command: &str) -> Result<Role> {
     if !sandbox::is_inside() {
         sandbox::require_root(&format!("-E env \"PATH=$PATH\" {command}"))?;
         setup::packages()?;
-        step("building hsm (release)", || {
-            must(cargo().args(["build", "--release", "--package", "hsm-agent", "--bin", "hsm"]))
-        })?;
+        build_release()?;
     }
     sandbox::enter()
+}
+
+/// Builds what [`exe`] names.
+pub(crate) fn build_release() -> Result<()> {
+    step("building hsm (release)", || {
+        must(cargo().args(["build", "--release", "--package", "hsm-agent", "--bin", "hsm"]))
+    })
 }
 
 /// The release build.
@@ -43,6 +48,7 @@ pub(crate) struct Lab {
     pub(crate) agent: Agent,
     /// The command line.
     pub(crate) hsm: Hsm,
+    config: PoolConfig,
     fs: LoopFs,
     dir: PathBuf,
 }
@@ -50,11 +56,33 @@ pub(crate) struct Lab {
 impl Lab {
     /// Makes the file system, the store and the agent below `dir`.
     pub(crate) fn new(kind: FsKind, dir: &Path, image_bytes: u64, exe: &Path) -> Result<Self> {
+        Self::with_config(kind, dir, image_bytes, exe, |_| {})
+    }
+
+    /// As [`new`](Self::new), in this tier.
+    pub(crate) fn with_tier(
+        kind: FsKind,
+        dir: &Path,
+        image_bytes: u64,
+        exe: &Path,
+        tier: &str,
+    ) -> Result<Self> {
+        Self::with_config(kind, dir, image_bytes, exe, |config| config.tier = Some(tier.into()))
+    }
+
+    fn with_config(
+        kind: FsKind,
+        dir: &Path,
+        image_bytes: u64,
+        exe: &Path,
+        configure: impl FnOnce(&mut PoolConfig),
+    ) -> Result<Self> {
         let fs = LoopFs::create(kind, dir, "managed", image_bytes)?;
-        let config = PoolConfig::new(dir, fs.path());
+        let mut config = PoolConfig::new(dir, fs.path());
+        configure(&mut config);
         let hsm = Hsm::new(exe, &config.write()?);
         let agent = Agent::start(exe, dir)?;
-        Ok(Self { agent, hsm, fs, dir: dir.to_path_buf() })
+        Ok(Self { agent, hsm, config, fs, dir: dir.to_path_buf() })
     }
 
     /// A path on the managed file system.
@@ -74,11 +102,17 @@ impl Lab {
         timed(self.hsm.command(args))
     }
 
+    /// Kills both of the agent's processes.
+    pub(crate) fn kill_agent(&mut self) -> Result<()> {
+        self.agent.killer().kill();
+        self.agent.kill_holder()
+    }
+
     /// Stops the agent and takes the file system down; what fails here fails the run.
     pub(crate) fn close(mut self) -> Result<()> {
         let stopped = self.agent.stop(Duration::from_secs(30)).map(drop);
         let unmounted = self.fs.unmount();
-        stopped.and(unmounted)
+        stopped.and(unmounted).and(self.config.unpin())
     }
 }
 

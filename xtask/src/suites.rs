@@ -2,16 +2,18 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use serde_json::Value;
 
 use crate::process::{cargo, root, tee};
 use crate::report::{Report, Verdict, count};
 use crate::setup;
 use crate::steps::note;
+use crate::{ebpf, vm};
 
 /// Options of `cargo xtask test`.
 #[derive(Args)]
@@ -32,11 +34,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     println!("==> setting up what the tests need (packages only where something is missing)");
     setup::packages()?;
     let mut report = Report::default();
+    programs(options, &mut report);
     unit(options, &mut report)?;
     integration(options, &mut report)?;
     s3(options, &mut report)?;
     fuzz(options, &mut report)?;
     end_to_end(options, &mut report)?;
+    guest(options, &mut report)?;
     print!("{}", report.render());
     let nothing = report.totals() == (0, 0);
     if nothing {
@@ -120,14 +124,78 @@ fn end_to_end(options: &Options, report: &mut Report) -> Result<()> {
         report.push(name, Verdict::NotRun(why.to_owned()), std::time::Duration::ZERO);
         return Ok(());
     }
-    let mut command = cargo();
-    command.args(["test", "--package", "hsm-agent", "--test", E2E, "--"]);
-    if options.quick && options.filter.is_none() {
-        command.arg("ext4::");
-        note("--quick: only on ext4");
-    }
+    let on_host = |tier: &str| {
+        let mut command = cargo();
+        command.env("HSM_TIER", tier);
+        command.args(["test", "--package", "hsm-agent", "--test", E2E, "--"]);
+        if options.quick && options.filter.is_none() {
+            command.arg("ext4::");
+            note("--quick: only on ext4");
+        }
+        command
+    };
     let why = "a real agent, real file systems, real programs, killed processes";
-    suite(name, why, command, options, report)
+    suite(name, why, on_host("user-filter"), options, report)?;
+    if !options.quick && host_takes_programs()? {
+        let why = "the same with kernel programs, which this host takes";
+        suite("end-to-end, lsm-filter", why, on_host("lsm-filter"), options, report)?;
+    }
+    Ok(())
+}
+
+/// Whether the kernel programs can be loaded here, as `hsm doctor` finds out.
+fn host_takes_programs() -> Result<bool> {
+    let mut doctor = cargo();
+    doctor.args(["run", "--quiet", "--package", "hsm-agent", "--bin", "hsm", "--"]);
+    doctor.args(["--json", "--config", "/nonexistent", "doctor"]);
+    // It fails: there is no configuration.
+    let output = doctor.stderr(Stdio::inherit()).output().context("starting hsm doctor")?;
+    let report: Value = serde_json::from_slice(&output.stdout).context("hsm doctor --json")?;
+    let checks = report.get("checks").and_then(Value::as_array).context("no checks")?;
+    let is = |check: &Value, key: &str, value: &str| check.get(key).is_some_and(|v| v == value);
+    let found = checks.iter().find(|check| is(check, "name", "kernel-programs"));
+    Ok(is(found.context("no check of kernel programs")?, "verdict", "ok"))
+}
+
+/// First, so that everything that is built afterwards has them inside.
+fn programs(options: &Options, report: &mut Report) {
+    if options.quick {
+        return;
+    }
+    println!("\n==> the kernel programs: built into hsm from here on");
+    if let Err(error) = ebpf::programs() {
+        let why = format!("{error:#}");
+        report.push("kernel programs", Verdict::NotRun(why), std::time::Duration::ZERO);
+    }
+}
+
+/// What the host may not be able to do, under a kernel of its own. All of the tiers' matrix would take
+/// an hour without KVM: `cargo xtask vm --tier T --fs F` runs any part of it in full.
+fn guest(options: &Options, report: &mut Report) -> Result<()> {
+    let parts = [
+        ("guest: tier lsm-filter", vm::Tier::LsmFilter, "ext4,xfs:guarded,btrfs:guarded"),
+        (
+            "guest: tier user-filter",
+            vm::Tier::UserFilter,
+            "ext4:reading,xfs:syscalls,btrfs:modifying",
+        ),
+    ];
+    for (name, tier, selection) in parts {
+        if skipped(name, options, report) {
+            continue;
+        }
+        let arguments = options.filter.iter().cloned().collect();
+        let part = vm::Part { name, tier, arguments, selection: Some(selection) };
+        let begin = Instant::now();
+        let verdict = match part.run(&vm::Machine::ordinary()) {
+            Ok(Some(Verdict::NotRun(_))) if options.filter.is_some() => continue,
+            Ok(Some(verdict)) => verdict,
+            Ok(None) => Verdict::NotRun("interrupted".to_owned()),
+            Err(error) => Verdict::NotRun(format!("{error:#}")),
+        };
+        report.push(name, verdict, begin.elapsed());
+    }
+    Ok(())
 }
 
 fn skipped(name: &str, options: &Options, report: &mut Report) -> bool {

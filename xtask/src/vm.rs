@@ -21,6 +21,9 @@ mod command;
 mod guest;
 mod suite;
 
+pub(crate) use guest::{Guest, job};
+pub(crate) use suite::Part;
+
 /// Options of `cargo xtask vm`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -124,6 +127,8 @@ impl From<AccelOption> for Accel {
 pub(crate) enum Tier {
     /// fanotify only; a stock kernel
     UserFilter,
+    /// Kernel programs; a stock kernel with BPF LSM
+    LsmFilter,
 }
 
 impl Tier {
@@ -131,11 +136,32 @@ impl Tier {
     fn name(self) -> &'static str {
         match self {
             Self::UserFilter => "user-filter",
+            Self::LsmFilter => "lsm-filter",
         }
     }
 }
 
 impl Machine {
+    /// Two processors, the stock kernel.
+    pub(crate) fn ordinary() -> Self {
+        Self { smp: 2, icount: false, ..Self::counting() }
+    }
+
+    /// One processor whose clock counts instructions.
+    pub(crate) fn counting() -> Self {
+        Self {
+            smp: 1,
+            memory: 2048,
+            debug: false,
+            preempt: None,
+            icount: true,
+            accel: None,
+            kernel_arg: Vec::new(),
+            limit: 60,
+            console: false,
+        }
+    }
+
     fn job_limit(&self) -> Duration {
         Duration::from_secs(self.limit * 60)
     }

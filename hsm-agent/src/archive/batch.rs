@@ -1,5 +1,6 @@
 //! The protocol, for many files at once: one flush of the store serves them all.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use crate::daemon::dispatch::Claim;
 use crate::daemon::metrics::add;
 use crate::daemon::outcome::{Candidate, FileOutcome, Stop};
 use crate::daemon::pool::{Pool, now_ns};
-use crate::marker::{ArchivedCopy, InodeFd, PolicyFlags, Record};
+use crate::marker::{ArchivedCopy, InodeFd, PolicyFlags, Record, Seen};
 use crate::recall::store_reason;
 use crate::release::same_content;
 use crate::store::object::ObjectReader;
@@ -38,8 +39,10 @@ pub fn archive(
     let mut outcomes: Vec<Option<FileOutcome>> = batch.iter().map(|_| None).collect();
     let mut ready = Vec::new();
     let patience = Instant::now() + PATIENCE;
+    // Neighbours in the store: one directory, one run of inodes and of bitmaps to make durable.
+    let shard = rand::random();
     for (index, candidate) in batch.iter().enumerate() {
-        match prepare(pool, candidate, dry_run, patience) {
+        match prepare(pool, candidate, dry_run, patience, shard) {
             Ok(file) => ready.push((index, file)),
             Err(outcome) => outcomes[index] = Some(outcome),
         }
@@ -60,6 +63,8 @@ struct Ready {
     generation: u64,
     id: ObjectId,
     record: Record,
+    /// Names of the attributes that go into the object.
+    names: Vec<CString>,
     _claim: Claim,
 }
 
@@ -68,6 +73,7 @@ fn prepare(
     candidate: &Candidate,
     dry_run: bool,
     patience: Instant,
+    shard: u8,
 ) -> Result<Ready, FileOutcome> {
     let path = InodeFd::Path(candidate.path.as_fd());
     if !candidate.stat.is_file() {
@@ -80,10 +86,13 @@ fn prepare(
     if candidate.stat.size < pool.config.min_size.as_u64() {
         return Err(FileOutcome::skipped(Reason::TooSmall, "smaller than min_size of its pool"));
     }
-    if pool.attributes.marker(path)?.is_some() {
+    // What the claim finds stays so: no release can begin while it holds.
+    let claim = if dry_run { None } else { pool.claim(&candidate.file, Job::Archive) };
+    let seen = pool.attributes.seen(path)?;
+    if seen.marker.is_some() {
         return Err(FileOutcome::already("offline"));
     }
-    let record = pool.attributes.record(path)?.unwrap_or_default();
+    let record = seen.record.unwrap_or_default();
     if record.policy.contains(PolicyFlags::NOARCHIVE) {
         return Err(FileOutcome::policy(candidate.named, Reason::Noarchive, "marked noarchive"));
     }
@@ -94,8 +103,7 @@ fn prepare(
         return Err(FileOutcome::would(candidate.stat.size));
     }
     let busy = || FileOutcome::failed(Reason::Busy, "being archived or released right now");
-    let claim = pool.claim(&candidate.file, Job::Archive).ok_or_else(busy)?;
-    acquire(pool, candidate, claim, patience)
+    acquire(pool, candidate, claim.ok_or_else(busy)?, seen, patience, shard)
 }
 
 /// Archived, and certainly unchanged since: only then there is nothing to do. When ctime moved,
@@ -112,20 +120,17 @@ fn is_current(pool: &Pool, candidate: &Candidate, record: &Record) -> bool {
     })
 }
 
+/// `seen`: read under the claim, with no marker in it.
 fn acquire(
     pool: &Arc<Pool>,
     candidate: &Candidate,
     claim: Claim,
+    seen: Seen,
     patience: Instant,
+    shard: u8,
 ) -> Result<Ready, FileOutcome> {
-    // Everything that was read before the claim may be old.
-    let path = InodeFd::Path(candidate.path.as_fd());
-    if pool.attributes.marker(path)?.is_some() {
-        return Err(FileOutcome::already("offline"));
-    }
-    let record = pool.attributes.record(path)?.unwrap_or_default();
     // It is online, and the claim keeps it so: neither our own open nor our reads need answers.
-    pool.pass_over(path);
+    pool.pass_over(InodeFd::Path(candidate.path.as_fd()));
     let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK;
     let fd = inode::reopen(candidate.path.as_fd(), flags)
         .map_err(|e| FileOutcome::io("the file cannot be opened", &e))?;
@@ -138,7 +143,9 @@ fn acquire(
     let stat = inode::stat(&*fd).map_err(|e| FileOutcome::io("the file cannot be examined", &e))?;
     let generation =
         inode::generation(&*fd).map_err(|e| FileOutcome::io("the file has no generation", &e))?;
-    let file = Ready { lease, fd, stat, generation, id: ObjectId::random(), record, _claim: claim };
+    let id = ObjectId::random_in(shard);
+    let (record, names) = (seen.record.unwrap_or_default(), seen.others);
+    let file = Ready { lease, fd, stat, generation, id, record, names, _claim: claim };
     if vouch_again(pool, candidate, &file) {
         return Err(FileOutcome::already("archived; its content was compared"));
     }
@@ -220,9 +227,9 @@ fn intent(candidate: &Candidate, file: &Ready) -> NewIntent {
 }
 
 fn upload(pool: &Pool, candidate: &Candidate, file: &Ready) -> Result<(), FileOutcome> {
-    let attributes =
-        attributes::read(pool, file.fd.as_fd(), &file.stat, pool.relative(&candidate.name))
-            .map_err(|e| FileOutcome::io("the attributes cannot be read", &e))?;
+    let hint = pool.relative(&candidate.name);
+    let attributes = attributes::read(file.fd.as_fd(), &file.stat, &file.names, hint)
+        .map_err(|e| FileOutcome::io("the attributes cannot be read", &e))?;
     let (fd, size) = (file.fd.as_fd(), file.stat.size);
     let upload = Upload { pool, id: file.id, fd, size, lease: &file.lease };
     upload.run(attributes).map_err(|e| match e {

@@ -43,22 +43,30 @@ pub(super) struct Upload<'a> {
 impl Upload<'_> {
     /// Writes the object; it is durable only after the store was flushed.
     pub(super) fn run(&self, attributes: FileAttributes) -> Result<(), UploadError> {
-        let extents = space::data_extents(self.fd, self.size)?;
-        let extents: Vec<_> =
-            extents.into_iter().map(|r| Extent { offset: r.start, len: r.end - r.start }).collect();
         if self.size <= 1 << MIN_CHUNK_SHIFT {
-            self.small(attributes, extents)
+            self.small(attributes)
         } else {
-            self.large(attributes, extents)
+            self.large(attributes, self.extents()?)
         }
     }
 
-    fn small(&self, attributes: FileAttributes, extents: Vec<Extent>) -> Result<(), UploadError> {
+    fn extents(&self) -> std::io::Result<Vec<Extent>> {
+        let extents = space::data_extents(self.fd, self.size)?;
+        Ok(extents.into_iter().map(|r| Extent { offset: r.start, len: r.end - r.start }).collect())
+    }
+
+    fn small(&self, attributes: FileAttributes) -> Result<(), UploadError> {
         let mut content = Vec::with_capacity(self.size as usize + TAIL_ROOM);
         content.resize(self.size as usize, 0);
         if !read_full(self.fd, &mut content, 0)? {
             return Err(UploadError::Changed);
         }
+        // Holes read as zeros, so where there are none there is no hole to ask for.
+        let extents = if has_no_hole(&content) {
+            vec![Extent { offset: 0, len: self.size }]
+        } else {
+            self.extents()?
+        };
         let object = encode_whole(self.id, content, attributes, extents, self.pool.compression())?;
         let key = ObjectKey::new(self.id);
         if let Some(store) = self.pool.store.blocking() {
@@ -117,6 +125,13 @@ impl Upload<'_> {
     }
 }
 
+/// Whether no block of the smallest size that there is consists of zeros. A last, shorter one counts
+/// as one.
+fn has_no_hole(content: &[u8]) -> bool {
+    const SMALLEST_BLOCK: usize = 512;
+    content.chunks(SMALLEST_BLOCK).all(|block| block.iter().any(|byte| *byte != 0))
+}
+
 enum Sink {
     Blocking(Box<dyn crate::store::BlockingSink>),
     Async(Box<dyn ObjectSink>),
@@ -143,5 +158,21 @@ impl Sink {
         {
             tracing::warn!(%error, "an unfinished object is left in the store");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_of_zeros_may_be_a_hole() {
+        let mut content = vec![1u8; 1300];
+        assert!(has_no_hole(&content));
+        content[512..1023].fill(0);
+        assert!(has_no_hole(&content), "its last byte is data");
+        content[1023] = 0;
+        assert!(!has_no_hole(&content));
+        assert!(!has_no_hole(&[0; 7]));
     }
 }

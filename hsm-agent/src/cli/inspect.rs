@@ -7,19 +7,16 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
 use crate::control::client::Client;
 use crate::control::{PathError, Reason, StateEntry, StateReport, WirePath};
-use crate::core::FileState;
-use crate::marker::{
-    ArchivedCopy, MAP_XATTR, Marker, MarkerState, PolicyFlags, RECORD_XATTR, Record, ResidencyMap,
-};
+use crate::marker::{Attributes, InodeFd};
+use crate::sys::handle;
 use crate::sys::inode::{self, Stat};
-use crate::sys::xattr;
 
 use super::context::Context;
 use super::exit::Failure;
@@ -112,19 +109,13 @@ fn look(path: &Path, marker_name: &CStr) -> Result<StateReport, Refusal> {
     if !stat.is_file() {
         return Err((Reason::NotRegular, format!("is {}", kind(&stat))));
     }
-    let found = Attributes::read(fd.as_fd(), marker_name).map_err(io)?;
-    let facts = judge(&found, &stat).map_err(|detail| (Reason::UnreadableMarker, detail))?;
-    Ok(StateReport {
-        path: path.into(),
-        state: facts.state,
-        pinned: facts.policy.contains(PolicyFlags::PINNED),
-        noarchive: facts.policy.contains(PolicyFlags::NOARCHIVE),
-        size: stat.size,
-        local_bytes: stat.allocated,
-        object: facts.object,
-        archived_at: facts.archived_at_ns.map(|ns| ns.div_euclid(1_000_000_000)),
-        detail: facts.detail,
-    })
+    // Handles of other file systems than the three are not known; whose a marker is, then neither.
+    let key = handle::of_fd(&fd).ok();
+    let facts = Attributes::new(&marker_name.to_string_lossy())
+        .map_err(io)?
+        .facts(InodeFd::Path(fd.as_fd()), &stat, key.as_ref())
+        .map_err(|error| (Reason::of_inode(&error), error.to_string()))?;
+    Ok(StateReport::new(path.into(), facts, &stat))
 }
 
 fn kind(stat: &Stat) -> &'static str {
@@ -133,94 +124,6 @@ fn kind(stat: &Stat) -> &'static str {
         libc::S_IFLNK => "a symbolic link",
         _ => "not a regular file",
     }
-}
-
-/// The three attributes, undecoded.
-#[derive(Debug, Default)]
-struct Attributes {
-    marker: Option<Vec<u8>>,
-    record: Option<Vec<u8>>,
-    map: Option<Vec<u8>>,
-}
-
-impl Attributes {
-    fn read(fd: BorrowedFd<'_>, marker_name: &CStr) -> io::Result<Self> {
-        let marker = xattr::get_at_path(fd, marker_name)?;
-        let get = |name: &str| xattr::get_at_path(fd, &CString::new(name)?);
-        let record = get(RECORD_XATTR)?;
-        let map = if marker.is_some() { get(MAP_XATTR)? } else { None };
-        Ok(Self { marker, record, map })
-    }
-}
-
-/// What the attributes mean.
-#[derive(Debug, Clone, PartialEq)]
-struct Facts {
-    state: FileState,
-    policy: PolicyFlags,
-    object: Option<crate::core::ObjectId>,
-    archived_at_ns: Option<i64>,
-    detail: String,
-}
-
-/// Marker and map decide residency, the record decides the rest. `Err`: they cannot be read.
-fn judge(found: &Attributes, stat: &Stat) -> Result<Facts, String> {
-    let record = found.record.as_deref().map(Record::decode).transpose();
-    if let Some(bytes) = &found.marker {
-        let marker =
-            Marker::decode(bytes).map_err(|error| format!("unreadable marker: {error}"))?;
-        return Ok(judge_marked(&marker, found.map.as_deref(), record));
-    }
-    let record = record.map_err(|error| format!("unreadable record: {error}"))?.unwrap_or_default();
-    let state = match &record.archived {
-        None => FileState::Resident,
-        Some(copy) if is_copy_of(copy, stat) => FileState::Archived,
-        Some(_) => FileState::Dirty,
-    };
-    Ok(Facts {
-        state,
-        policy: record.policy,
-        object: record.archived.map(|copy| copy.object),
-        archived_at_ns: record.archived.map(|copy| copy.archived_at_ns),
-        detail: String::new(),
-    })
-}
-
-fn judge_marked(
-    marker: &Marker,
-    map: Option<&[u8]>,
-    record: Result<Option<Record>, crate::marker::RecordError>,
-) -> Facts {
-    let mut detail = String::new();
-    let state = match marker.state {
-        MarkerState::Lost => FileState::Lost,
-        MarkerState::Offline => FileState::Offline,
-        MarkerState::Partial => match map.map(|bytes| ResidencyMap::decode(bytes, marker)) {
-            Some(Ok(_)) => FileState::Partial,
-            Some(Err(error)) => {
-                detail = format!("counts as wholly offline: {error}");
-                FileState::Offline
-            }
-            None => FileState::Offline,
-        },
-    };
-    let record = record.unwrap_or_else(|error| {
-        detail = format!("unreadable record: {error}");
-        None
-    });
-    let record = record.unwrap_or_default();
-    Facts {
-        state,
-        policy: record.policy,
-        object: Some(marker.object),
-        archived_at_ns: record.archived.map(|copy| copy.archived_at_ns),
-        detail,
-    }
-}
-
-/// As far as it shows without opening the file: the agent also compares the inode's generation.
-fn is_copy_of(copy: &ArchivedCopy, stat: &Stat) -> bool {
-    (copy.version.size, copy.version.mtime_ns) == (stat.size, stat.mtime_ns)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::control::{PoolStatus, Status};
+use crate::control::{PoolStatus, ProgramCount, Status};
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
@@ -40,7 +40,9 @@ fn print(out: &Output, status: &Status) -> std::io::Result<()> {
             out.paint(Tone::Bad, format!("       engine started again {times}: see its log")),
         )?;
     }
-    out.line(format!("tier   {} ({})", status.tier, status.tier_reason))?;
+    for ProgramCount { name, count } in &status.programs {
+        out.line(format!("kernel {name} {count}"))?;
+    }
     status.pools.iter().try_for_each(|pool| print_pool(out, pool))
 }
 
@@ -48,6 +50,7 @@ fn print_pool(out: &Output, pool: &PoolStatus) -> std::io::Result<()> {
     let mount = output::path(Path::new(&pool.mount));
     let name = out.paint(Tone::Head, &pool.name);
     out.line(format!("\npool {name} on {mount} ({})", pool.fs_type))?;
+    out.line(format!("  tier      {} ({})", pool.tier, pool.tier_reason))?;
     out.line(format!("  store     {}", store(out, pool)))?;
     let mut known = pool.states.iter().filter(|count| count.files > 0).peekable();
     if known.peek().is_none() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::origin::Origins;
 use super::schema::KEYS;
-use super::{Config, LogFormat, PoolConfig, RangePrograms, RecallMode, Verify, units};
+use super::{Config, LogFormat, PoolConfig, RangePrograms, RecallMode, TierChoice, Verify, units};
 use crate::store::StoreKind;
 use crate::store::object::Compression;
 
@@ -71,6 +71,7 @@ fn agent(config: &Config, key: &str) -> Shown {
     Shown::Is(match key {
         "state_dir" => path(&agent.state_dir),
         "socket" => path(&agent.socket),
+        "bpf_dir" => path(&agent.bpf_dir),
         "log" => string(&agent.log),
         "log_format" => string(match agent.log_format {
             LogFormat::Text => "text",
@@ -96,6 +97,11 @@ fn of_pool(pool: &PoolConfig, key: &str) -> Shown {
     Shown::Is(match key {
         "name" => string(&pool.name),
         "mount" => path(&pool.mount),
+        "tier" => string(match pool.tier {
+            TierChoice::Auto => "auto",
+            TierChoice::LsmFilter => "lsm-filter",
+            TierChoice::UserFilter => "user-filter",
+        }),
         "recall" => string(match pool.recall {
             RecallMode::Whole => "whole",
             RecallMode::Range => "range",

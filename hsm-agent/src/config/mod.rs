@@ -19,7 +19,9 @@ use std::path::Path;
 
 pub use problem::{ConfigError, Problem};
 pub use schema::{KEYS, Key, Kind};
-pub use types::{AgentConfig, Limits, LogFormat, PoolConfig, RangePrograms, RecallMode, Verify};
+pub use types::{
+    AgentConfig, Limits, LogFormat, PoolConfig, RangePrograms, RecallMode, TierChoice, Verify,
+};
 
 use origin::Origins;
 use raw::RawConfig;

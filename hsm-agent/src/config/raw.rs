@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 
 use super::origin::Origins;
-use super::types::{AgentConfig, Limits, RecallMode, Verify};
+use super::types::{AgentConfig, Limits, RecallMode, TierChoice, Verify};
 use super::{ConfigError, schema};
 use crate::store::StoreConfig;
 
@@ -32,6 +32,7 @@ pub(super) enum RawCompression {
 pub(super) struct RawPool {
     pub(super) name: String,
     pub(super) mount: PathBuf,
+    pub(super) tier: TierChoice,
     pub(super) recall: RecallMode,
     pub(super) range_programs: Vec<PathBuf>,
     pub(super) range_min_size: Option<ByteSize>,

@@ -62,6 +62,7 @@ const fn key(path: &'static str, kind: Kind, default: &'static str) -> Key {
 pub const KEYS: &[Key] = &[
     key("agent.state_dir", Kind::Path, "\"/var/lib/hsm\""),
     key("agent.socket", Kind::Path, "\"/run/hsm/hsm.sock\""),
+    key("agent.bpf_dir", Kind::Path, "\"/sys/fs/bpf/hsm\""),
     key("agent.log", Kind::Text, "\"info\""),
     key("agent.log_format", Kind::Choice(&["text", "json"]), "\"text\""),
     key("limits.recall_memory", Kind::Size, "\"32MiB\""),
@@ -71,6 +72,7 @@ pub const KEYS: &[Key] = &[
     key("limits.release_batch", Kind::Integer, "1024"),
     key("pool.name", Kind::Text, "required"),
     key("pool.mount", Kind::Path, "required"),
+    key("pool.tier", Kind::Choice(&["auto", "lsm-filter", "user-filter"]), "\"auto\""),
     key("pool.recall", Kind::Choice(&["whole", "range"]), "\"whole\""),
     key("pool.range_programs", Kind::Paths, "[]"),
     key("pool.range_min_size", Kind::Size, "\"64MiB\""),

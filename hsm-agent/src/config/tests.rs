@@ -78,6 +78,7 @@ fn every_key_is_taken_over() {
         [agent]
         state_dir = "/state"
         socket = "/s"
+        bpf_dir = "/sys/fs/bpf/other"
         log = "debug,hyper=warn"
         log_format = "json"
         [limits]
@@ -89,6 +90,7 @@ fn every_key_is_taken_over() {
         [[pool]]
         name = "a"
         mount = "/a"
+        tier = "user-filter"
         recall = "range"
         range_programs = ["/usr/bin/ffmpeg"]
         range_min_size = "1GiB"
@@ -116,6 +118,7 @@ fn every_key_is_taken_over() {
     let agent = AgentConfig {
         state_dir: "/state".into(),
         socket: "/s".into(),
+        bpf_dir: "/sys/fs/bpf/other".into(),
         log: "debug,hyper=warn".into(),
         log_format: LogFormat::Json,
     };
@@ -131,6 +134,7 @@ fn every_key_is_taken_over() {
     let pool = PoolConfig {
         name: "a".into(),
         mount: "/a".into(),
+        tier: TierChoice::UserFilter,
         recall: RecallMode::Range,
         range_programs: RangePrograms::Only(vec!["/usr/bin/ffmpeg".into()]),
         range_min_size: ByteSize::gib(1),
@@ -156,6 +160,15 @@ fn every_key_is_taken_over() {
     };
     assert_eq!(config.pools, [pool]);
     assert_eq!(config.warnings, []);
+}
+
+#[test]
+fn a_tier_that_cannot_do_what_the_pool_asks_for_is_an_error() {
+    let lsm = |line: &str| with(&format!("tier = \"lsm-filter\"\n{line}"), "");
+    assert_says(&lsm("recall = \"range\""), &["pool[0].recall", "whole files", "user-filter"]);
+    assert_says(&lsm("early_answer = true"), &["pool[0].early_answer", "marker"]);
+    assert_eq!(parse(&lsm("")).pools[0].tier, TierChoice::LsmFilter);
+    assert_says(&with("tier = \"best\"", ""), &["pool[0].tier", "auto"]);
 }
 
 #[test]

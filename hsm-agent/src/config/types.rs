@@ -29,6 +29,8 @@ pub struct AgentConfig {
     pub state_dir: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// Directory of the kernel programs, on a bpf file system.
+    pub bpf_dir: PathBuf,
     /// Filter in the syntax of `tracing`.
     pub log: String,
     /// Form of the log.
@@ -40,6 +42,7 @@ impl Default for AgentConfig {
         Self {
             state_dir: "/var/lib/hsm".into(),
             socket: "/run/hsm/hsm.sock".into(),
+            bpf_dir: "/sys/fs/bpf/hsm".into(),
             log: "info".into(),
             log_format: LogFormat::Text,
         }
@@ -50,6 +53,12 @@ impl AgentConfig {
     /// Where the catalogue of a pool is.
     pub fn catalog_path(&self, pool: &str) -> PathBuf {
         self.state_dir.join(format!("{pool}.db"))
+    }
+
+    /// Where the identity of a pool's local store is remembered. Beside the catalogue and not in it:
+    /// the catalogue can be made anew at any time, also while the store is away.
+    pub fn store_identity_path(&self, pool: &str) -> PathBuf {
+        self.state_dir.join(format!("{pool}.store"))
     }
 }
 
@@ -93,6 +102,19 @@ pub enum RecallMode {
     Range,
 }
 
+/// Which way of noticing accesses a pool asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TierChoice {
+    /// The best one that this kernel and this pool's other options allow.
+    #[default]
+    Auto,
+    /// Only this one.
+    LsmFilter,
+    /// Only this one.
+    UserFilter,
+}
+
 /// How a new object is checked before the record says that it exists.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -130,6 +152,8 @@ pub struct PoolConfig {
     pub name: String,
     /// The mount point.
     pub mount: PathBuf,
+    /// How accesses are noticed.
+    pub tier: TierChoice,
     /// How much an access brings back.
     pub recall: RecallMode,
     /// Who may read ranges with [`RecallMode::Range`].

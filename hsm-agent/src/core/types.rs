@@ -14,11 +14,25 @@ impl ObjectId {
     pub fn random() -> Self {
         Self(rand::random())
     }
+
+    /// As [`random`](Self::random), but in the fan-out directory `shard` of a store: still 120
+    /// random bits.
+    pub fn random_in(shard: u8) -> Self {
+        let mut id = Self::random();
+        id.0[0] = shard;
+        id
+    }
 }
 
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        // By hand: it names the file of every object.
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; 32];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
+            pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        }
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 

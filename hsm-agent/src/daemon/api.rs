@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::jobs::{self, Job};
 use super::outcome::Candidate;
 use super::pool::Pool;
+use super::programs::Programs;
 use super::waiters::Who;
 use crate::control::types::{
     JobEvent, JobRequest, PathError, PoolStatus, Reason, StateCount, StateEntry, StateReport,
@@ -21,7 +22,7 @@ use crate::control::types::{
 };
 use crate::control::{AgentApi, ApiError, ApiErrorKind, Peer};
 use crate::core::FileState;
-use crate::marker::{InodeFd, MarkerState, PolicyFlags};
+use crate::marker::InodeFd;
 use crate::scanner::{Found, Walker, relative_to};
 use crate::store::{StoreConfig, StoreKind};
 use crate::sys::process;
@@ -30,6 +31,7 @@ use crate::sys::process;
 #[derive(Debug)]
 pub(super) struct Api {
     pub(super) pools: Vec<Arc<Pool>>,
+    pub(super) programs: Programs,
     pub(super) started: Instant,
     pub(super) default_jobs: usize,
     pub(super) release_batch: usize,
@@ -43,15 +45,11 @@ impl AgentApi for Api {
         for pool in &self.pools {
             pools.push(pool_status(pool).await);
         }
-        let tier = self.pools.first().map(|p| p.interceptor.tier().to_string());
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             engine_pid: Some(std::process::id()),
             holder_pid: Some(std::os::unix::process::parent_id()),
-            tier: tier.unwrap_or_default(),
-            tier_reason:
-                "fanotify pre-content events of a stock kernel; this build has no eBPF programs"
-                    .into(),
+            programs: self.programs.counts(),
             uptime_seconds: self.started.elapsed().as_secs(),
             engine_restarts: restarts(),
             pools,
@@ -144,6 +142,8 @@ async fn pool_status(pool: &Arc<Pool>) -> PoolStatus {
         name: pool.config.name.clone(),
         mount: pool.config.mount.clone(),
         fs_type: pool.fs_type.clone(),
+        tier: pool.interceptor.tier().to_string(),
+        tier_reason: pool.tier_reason.clone(),
         store: StoreStatus {
             description: Some(describe_store(&pool.config.store)),
             ok: Some(error.is_none()),
@@ -230,35 +230,12 @@ fn state_of(pools: &[Arc<Pool>], path: &WirePath, peer: Peer) -> StateEntry {
 
 fn report(pool: &Pool, path: &WirePath, candidate: &Candidate) -> StateEntry {
     let fd = InodeFd::Path(candidate.path.as_fd());
-    let read = pool.attributes.marker(fd).and_then(|m| Ok((m, pool.attributes.record(fd)?)));
-    let (marker, record) = match read {
-        Ok(both) => both,
+    let facts = match pool.attributes.facts(fd, &candidate.stat, Some(&candidate.file.key)) {
+        Ok(facts) => facts,
         Err(e) => {
-            let detail = e.to_string();
-            let reason = Reason::UnreadableMarker;
+            let (reason, detail) = (Reason::of_inode(&e), e.to_string());
             return StateEntry::Error(PathError { path: path.clone(), reason, detail });
         }
     };
-    let copy = record.as_ref().and_then(|r| r.archived);
-    let now = candidate.stat.version(copy.map_or(0, |c| c.version.generation));
-    let state = match (&marker, &copy) {
-        (Some(m), _) if m.state == MarkerState::Lost => FileState::Lost,
-        (Some(m), _) if m.state == MarkerState::Partial => FileState::Partial,
-        (Some(_), _) => FileState::Offline,
-        (None, Some(c)) if now.same_data_times(&c.version) => FileState::Archived,
-        (None, Some(_)) => FileState::Dirty,
-        (None, None) => FileState::Resident,
-    };
-    let has = |flag| record.as_ref().is_some_and(|r| r.policy.contains(flag));
-    StateEntry::File(StateReport {
-        path: path.clone(),
-        state,
-        pinned: has(PolicyFlags::PINNED),
-        noarchive: has(PolicyFlags::NOARCHIVE),
-        size: candidate.stat.size,
-        local_bytes: candidate.stat.allocated,
-        object: marker.map(|m| m.object).or(copy.map(|c| c.object)),
-        archived_at: copy.map(|c| c.archived_at_ns / 1_000_000_000),
-        detail: String::new(),
-    })
+    StateEntry::File(StateReport::new(path.clone(), facts, &candidate.stat))
 }

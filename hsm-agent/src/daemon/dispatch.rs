@@ -13,6 +13,7 @@ use super::work::Priority;
 use crate::config::RecallMode;
 use crate::core::{Access, Effect, Event, Job, Look, Recalled, Ticket, Want};
 use crate::holder::protocol::EventFrame;
+use crate::intercept::Tier;
 use crate::marker::{InodeFd, MarkerState};
 use crate::recall::{Recall, RecallError, recall};
 use crate::sys::fanotify::{EventMask, Verdict};
@@ -43,7 +44,9 @@ impl Pool {
 
     /// What this access needs. `None`: nothing yet; its content accesses will be asked about.
     fn want(&self, frame: &EventFrame, fd: &OwnedFd, file: &FileRef) -> Option<Want> {
-        if self.config.recall != RecallMode::Range {
+        // In tier lsm-filter nobody may have a marked file open.
+        let ranges = self.interceptor.tier() == Tier::UserFilter;
+        if self.config.recall != RecallMode::Range || !ranges {
             return Some(Want::Whole);
         }
         let Ok(stat) = inode::stat(fd) else { return Some(Want::Whole) };
@@ -147,7 +150,14 @@ impl Pool {
                 tracing::error!(file = %name().display(), "the file is lost: no usable copy; denied");
                 Look::Unreadable(libc::EIO)
             }
-            Ok(Some(_)) => Look::Offline,
+            Ok(Some(_)) => match self.keep_watch(fd) {
+                Ok(()) => Look::Offline,
+                Err(error) => {
+                    let file = name();
+                    tracing::error!(%error, file = %file.display(), "cannot be watched; denied");
+                    Look::Unreadable(libc::EAGAIN)
+                }
+            },
             Err(error) => {
                 tracing::error!(%error, file = %name().display(), "denied; `hsm state` tells more");
                 Look::Unreadable(libc::EIO)

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
-use super::link::Link;
+use super::link::{Incoming, Link};
 use super::lock::{AgentLock, LockError};
 use super::metrics::Metrics;
 use super::mount::{self, MountError};
 use super::pool::Pool;
+use super::programs::Programs;
 use super::waiters::Waiters;
 use super::work::Workers;
 use super::{recover, sentinel};
@@ -23,10 +24,10 @@ use crate::config::{Config, ConfigError, PoolConfig};
 use crate::control::server::{BindError, ControlSocket, ServerOptions, serve};
 use crate::core::Inflight;
 use crate::holder::protocol::EventFrame;
-use crate::intercept::{Interceptor, UserFilter};
+use crate::intercept::{Interceptor, LsmFilter, Tier, UserFilter, choose};
 use crate::marker::Attributes;
 use crate::recall::{Budget, Progresses, Settler, settle};
-use crate::store::StoreError;
+use crate::store::{Remembered, StoreError};
 use crate::sys::fanotify::Verdict;
 use crate::sys::lease::BreakWatch;
 use crate::sys::{process, signal};
@@ -76,6 +77,14 @@ pub enum EngineError {
     /// Another agent.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The tier that a pool insists on, or its kernel programs.
+    #[error("pool {pool}: {why}")]
+    Tier {
+        /// Pool.
+        pool: String,
+        /// Why it cannot be had.
+        why: String,
+    },
     /// The control socket.
     #[error(transparent)]
     Socket(#[from] BindError),
@@ -121,6 +130,7 @@ pub fn run_engine(
 
 struct Engine {
     pools: Vec<Arc<Pool>>,
+    programs: Programs,
     link: Arc<Link>,
     stopping: Arc<AtomicBool>,
     /// The holder is gone.
@@ -145,9 +155,10 @@ impl Engine {
             stopping: Arc::new(AtomicBool::new(false)),
             runtime: runtime.clone(),
         };
+        let programs = Programs::prepare(config, link);
         let mut watched = Vec::new();
         for pool in &config.pools {
-            watched.push(Watched::begin(config, pool, link)?);
+            watched.push(Watched::begin(config, pool, link, &programs)?);
         }
         // Only now, with our own watch in place, may an orphan of an earlier agent go.
         let lock = lock.take_over()?;
@@ -157,12 +168,13 @@ impl Engine {
         }
         let engine = Self {
             pools,
+            programs,
             link: Arc::clone(link),
             stopping: shared.stopping,
             orphaned: CancellationToken::new(),
             _lock: lock,
         };
-        engine.start_event_threads()?;
+        engine.start_event_threads(runtime)?;
         for pool in &engine.pools {
             let failed =
                 |e| EngineError::Catalog { pool: pool.config.name.clone(), source: Box::new(e) };
@@ -177,13 +189,14 @@ impl Engine {
         Ok(engine)
     }
 
-    fn start_event_threads(&self) -> Result<(), EngineError> {
+    fn start_event_threads(&self, runtime: &tokio::runtime::Handle) -> Result<(), EngineError> {
         for n in 0..EVENT_THREADS {
             let (link, pools) = (Arc::clone(&self.link), self.pools.clone());
+            let runtime = runtime.clone();
             let orphaned = self.orphaned.clone();
             std::thread::Builder::new()
                 .name(format!("events-{n}"))
-                .spawn(move || take_events(&link, &pools, &orphaned))
+                .spawn(move || take_events(&link, &pools, &runtime, &orphaned))
                 .map_err(system("no threads"))?;
         }
         Ok(())
@@ -193,6 +206,7 @@ impl Engine {
         let stop = CancellationToken::new();
         let api = Arc::new(Api {
             pools: self.pools.clone(),
+            programs: self.programs.clone(),
             started: Instant::now(),
             default_jobs: config.limits.bulk_jobs as usize,
             release_batch: config.limits.release_batch as usize,
@@ -286,13 +300,21 @@ impl Signals {
     }
 }
 
-fn take_events(link: &Link, pools: &[Arc<Pool>], orphaned: &CancellationToken) {
+fn take_events(
+    link: &Arc<Link>,
+    pools: &[Arc<Pool>],
+    runtime: &tokio::runtime::Handle,
+    orphaned: &CancellationToken,
+) {
     loop {
-        match link.next_event() {
-            Ok(Some((frame, fd))) => match pools.iter().find(|p| p.number == frame.group) {
-                Some(pool) => pool.take_event(frame, fd),
-                None => deny_unmanaged(link, &frame),
-            },
+        match link.next() {
+            Ok(Some(Incoming::Ping)) => prove_alive(link, pools, runtime),
+            Ok(Some(Incoming::Event(frame, fd))) => {
+                match pools.iter().find(|p| p.number == frame.group) {
+                    Some(pool) => pool.take_event(frame, fd),
+                    None => deny_unmanaged(link, &frame),
+                }
+            }
             Ok(None) => return orphaned.cancel(),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
@@ -301,6 +323,19 @@ fn take_events(link: &Link, pools: &[Arc<Pool>], orphaned: &CancellationToken) {
             }
         }
     }
+}
+
+/// Answers the holder's question by way of everything that an answer to a reader needs: this thread
+/// took it, the state machines are not locked up, and the runtime, which deadlines and stores rely
+/// on, runs tasks.
+fn prove_alive(link: &Arc<Link>, pools: &[Arc<Pool>], runtime: &tokio::runtime::Handle) {
+    pools.iter().for_each(|pool| drop(pool.inflight()));
+    let link = Arc::clone(link);
+    runtime.spawn(async move {
+        if let Err(error) = link.alive() {
+            tracing::error!(%error, "the holder does not take answers");
+        }
+    });
 }
 
 /// A group of a pool that the configuration does not have any more, or has with another mount or
@@ -342,14 +377,20 @@ struct Watched {
     config: PoolConfig,
     root: OwnedFd,
     fs_type: &'static str,
-    interceptor: UserFilter,
+    interceptor: Box<dyn Interceptor>,
+    tier_reason: String,
     kernel: crate::sys::fanotify::Group,
     /// Differs whenever the file system may have lost what it had in memory.
     instance: Vec<u8>,
 }
 
 impl Watched {
-    fn begin(config: &Config, pool: &PoolConfig, link: &Link) -> Result<Self, EngineError> {
+    fn begin(
+        config: &Config,
+        pool: &PoolConfig,
+        link: &Link,
+        programs: &Programs,
+    ) -> Result<Self, EngineError> {
         let name = &pool.name;
         let failed = |source| EngineError::Mount { pool: name.clone(), source };
         let (root, fs_type) = mount::open(&pool.mount).map_err(failed)?;
@@ -358,13 +399,23 @@ impl Watched {
             link.open_group(&group_key(pool)).map_err(system(format!("pool {name}: no watch")))?;
         let parts = || -> io::Result<_> { Ok((group.try_clone()?, root.try_clone()?)) };
         let (kernel, watched) = parts().map_err(system("descriptors"))?;
-        let interceptor = UserFilter::new(group, watched);
+        let tier = |why| EngineError::Tier { pool: name.clone(), why };
+        let usable = programs.usable(pool, &root);
+        let usable = usable.as_ref().map(|()| ()).map_err(String::as_str);
+        let chosen = choose(pool, usable).map_err(tier)?;
+        let interceptor: Box<dyn Interceptor> = match chosen.tier {
+            Tier::UserFilter => Box::new(UserFilter::new(group, watched)),
+            Tier::LsmFilter => Box::new(LsmFilter::new(group)),
+        };
         interceptor
             .attach()
             .map_err(|e| failed(MountError::not_watchable(pool.mount.clone(), e)))?;
+        programs.cover(pool, chosen.tier, number, &root, link).map_err(tier)?;
+        tracing::info!(pool = name, tier = %chosen.tier, why = chosen.why, "watching");
+        let tier_reason = chosen.why;
         let instance = mount::instance(&root).map_err(failed)?;
         let config = pool.clone();
-        Ok(Self { number, config, root, fs_type, interceptor, kernel, instance })
+        Ok(Self { number, config, root, fs_type, interceptor, tier_reason, kernel, instance })
     }
 
     fn open(
@@ -375,7 +426,8 @@ impl Watched {
     ) -> Result<Arc<Pool>, EngineError> {
         let name = self.config.name.clone();
         let _inside = shared.runtime.enter();
-        let store = crate::store::open(&self.config.store)
+        let remembered = Remembered::in_file(config.agent.store_identity_path(&name));
+        let store = crate::store::open(&self.config.store, Some(remembered))
             .map_err(|source| EngineError::Store { pool: name.clone(), source })?;
         let catalog = Catalog::open_for(&config.agent.catalog_path(&name), &self.instance)
             .map_err(|e| EngineError::Catalog { pool: name.clone(), source: Box::new(e) })?;
@@ -386,7 +438,8 @@ impl Watched {
             config: self.config,
             root: self.root,
             fs_type: self.fs_type.into(),
-            interceptor: Box::new(self.interceptor),
+            interceptor: self.interceptor,
+            tier_reason: self.tier_reason,
             kernel: self.kernel,
             store,
             catalog,

@@ -1,10 +1,19 @@
 //! The engine's end of the socket pair with the holder.
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::holder::protocol::{EventFrame, SOCKET_VARIABLE, ToEngine, ToHolder, group_name};
+use crate::holder::protocol::{EventFrame, SOCKET_VARIABLE, ToEngine, ToHolder, padded};
 use crate::sys::fanotify::{Group, Verdict};
+
+/// What the holder wants of an engine that serves.
+#[derive(Debug)]
+pub enum Incoming {
+    /// Somebody waits.
+    Event(EventFrame, OwnedFd),
+    /// The holder asks whether we are there.
+    Ping,
+}
 
 /// Connection to the holder.
 #[derive(Debug)]
@@ -27,7 +36,7 @@ impl Link {
 
     /// Asks for the group of a pool.
     pub fn open_group(&self, pool: &str) -> io::Result<(u32, Group)> {
-        ToHolder::OpenGroup { name: group_name(pool)? }.send(&self.socket)?;
+        ToHolder::OpenGroup { name: padded(pool)? }.send(&self.socket, None)?;
         // No events come before we say that we are ready.
         match ToEngine::receive(&self.socket)? {
             Some((ToEngine::Group { group }, Some(fd))) => Ok((group, Group::from_fd(fd))),
@@ -36,11 +45,37 @@ impl Link {
         }
     }
 
-    /// The next event. `Ok(None)`: the holder is gone. Several threads may call this.
-    pub fn next_event(&self) -> io::Result<Option<(EventFrame, OwnedFd)>> {
+    /// Has the holder serve the kernel programs that are pinned in `directory`, and has them pass
+    /// over this process and the holder.
+    pub fn serve_programs(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        ToHolder::Programs.send(&self.socket, Some(directory))?;
+        self.done()
+    }
+
+    /// Tells the holder which group belongs to the file system of `root`, before the programs are
+    /// told to ask about it.
+    pub fn cover(&self, group: u32, root: BorrowedFd<'_>, marker: &str) -> io::Result<()> {
+        ToHolder::Cover { group, marker: padded(marker)? }.send(&self.socket, Some(root))?;
+        self.done()
+    }
+
+    fn done(&self) -> io::Result<()> {
+        match ToEngine::receive(&self.socket)? {
+            Some((ToEngine::Done { errno: 0 }, _)) => Ok(()),
+            Some((ToEngine::Done { errno }, _)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(other) => Err(io::Error::other(format!("unexpected: {other:?}"))),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// What comes next. `Ok(None)`: the holder is gone. Several threads may call this.
+    pub fn next(&self) -> io::Result<Option<Incoming>> {
         loop {
             match ToEngine::receive(&self.socket)? {
-                Some((ToEngine::Event(event), Some(fd))) => return Ok(Some((event, fd))),
+                Some((ToEngine::Event(event), Some(fd))) => {
+                    return Ok(Some(Incoming::Event(event, fd)));
+                }
+                Some((ToEngine::Ping, _)) => return Ok(Some(Incoming::Ping)),
                 // A descriptor that did not fit our limit: the holder still has the event.
                 Some((ToEngine::Event(event), None)) => {
                     self.answer(&event, Verdict::Deny(libc::EAGAIN))?;
@@ -53,12 +88,17 @@ impl Link {
 
     /// Answers an event. Fails when the holder is gone: then the sentinel denies all that it knew.
     pub fn answer(&self, event: &EventFrame, verdict: Verdict) -> io::Result<()> {
-        ToHolder::Answer { id: event.id, verdict }.send(self.socket.as_fd())
+        ToHolder::Answer { id: event.id, verdict }.send(self.socket.as_fd(), None)
+    }
+
+    /// Answers the holder that asks.
+    pub fn alive(&self) -> io::Result<()> {
+        ToHolder::Alive.send(self.socket.as_fd(), None)
     }
 
     /// Tells that the engine serves.
     pub fn ready(&self) -> io::Result<()> {
-        ToHolder::Ready.send(self.socket.as_fd())
+        ToHolder::Ready.send(self.socket.as_fd(), None)
     }
 }
 

@@ -20,6 +20,7 @@ pub mod metrics;
 mod mount;
 pub mod outcome;
 pub mod pool;
+mod programs;
 mod recover;
 mod sentinel;
 mod waiters;

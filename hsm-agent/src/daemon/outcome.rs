@@ -88,10 +88,6 @@ impl FileOutcome {
 
 impl From<crate::marker::InodeError> for FileOutcome {
     fn from(error: crate::marker::InodeError) -> Self {
-        let reason = match &error {
-            crate::marker::InodeError::Io { source, .. } => Reason::of_io(source),
-            _ => Reason::UnreadableMarker,
-        };
-        Self::failed(reason, error.to_string())
+        Self::failed(Reason::of_inode(&error), error.to_string())
     }
 }

@@ -50,6 +50,8 @@ pub struct Pool {
     pub fs_type: String,
     /// The kernel's side of the watch.
     pub interceptor: Box<dyn Interceptor>,
+    /// Why it is this one and no better one.
+    pub tier_reason: String,
     /// The same watch as a group, for the case that the holder dies.
     pub kernel: Group,
     /// Where the bytes of cold files are.
@@ -138,6 +140,11 @@ impl Pool {
     /// The kernel must ask about this file from now on.
     pub fn watch(&self, fd: InodeFd<'_>) -> io::Result<()> {
         self.interceptor.watch(target(fd))
+    }
+
+    /// See [`Interceptor::keep_watch`].
+    pub fn keep_watch(&self, fd: InodeFd<'_>) -> io::Result<()> {
+        self.interceptor.keep_watch(target(fd))
     }
 
     /// How chunks are compressed.

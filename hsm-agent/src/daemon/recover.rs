@@ -11,7 +11,7 @@ use super::outcome::Candidate;
 use super::pool::{FileRef, Pool, now_ns};
 use crate::catalog::{Batch, CatalogError, Intent, IntentOp};
 use crate::core::{FileKey, FileState};
-use crate::marker::InodeFd;
+use crate::marker::{InodeFd, Marker, Owner};
 use crate::release::repunch;
 use crate::sys::{handle, inode};
 
@@ -64,7 +64,7 @@ fn archive(pool: &Pool, intent: &Intent, batch: &mut Batch) {
     batch.finished.push(intent.id);
 }
 
-/// No marker: nothing happened. Marker: the file is offline, whatever is left of its data; what
+/// No marker, or that of another file: nothing happened. Marker: the file is offline, whatever is left of its data; what
 /// is left is taken away if nobody uses the file now.
 fn release(pool: &Arc<Pool>, intent: &Intent, batch: &mut Batch) {
     let file = match candidate(pool, intent) {
@@ -77,6 +77,15 @@ fn release(pool: &Arc<Pool>, intent: &Intent, batch: &mut Batch) {
     };
     match pool.attributes.marker(InodeFd::Path(file.path.as_fd())) {
         Ok(None) => batch.finished.push(intent.id),
+        Ok(Some(marker)) if is_foreign(&marker, &file) => {
+            // Somebody copied it here; the release never came to set its own. Left open, the intent
+            // would be looked at in vain at every start.
+            tracing::error!(
+                file = %file.name.display(), marker = pool.config.marker,
+                "a release of this file was cut off, and now it carries the marker of another file: the release is given up and its data stays. If that data is right, remove the attribute"
+            );
+            batch.finished.push(intent.id);
+        }
         Ok(Some(_)) => {
             if let Some(row) = repunch(pool, &file) {
                 debug_assert_eq!(row.state, FileState::Offline);
@@ -86,6 +95,11 @@ fn release(pool: &Arc<Pool>, intent: &Intent, batch: &mut Batch) {
         }
         Err(error) => tracing::error!(%error, file = %file.name.display(), "not recovered"),
     }
+}
+
+fn is_foreign(marker: &Marker, file: &Candidate) -> bool {
+    let generation = file.file.key.generation();
+    generation.is_some_and(|generation| marker.owner != Owner::of(file.stat.ino, generation))
 }
 
 /// Programs that have an offline file open since before the watch began raise no events: they

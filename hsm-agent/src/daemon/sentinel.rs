@@ -12,15 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::pool::Pool;
-use crate::holder::MAX_WAITING;
+use crate::holder::deny_numbers;
 use crate::marker::InodeFd;
 use crate::sys::fanotify::{EVENT_BUFFER, Event, Group, Verdict, events, take_event_fd};
 use crate::sys::handle;
-use crate::sys::process::raise_descriptor_limit;
-
-/// The holder lets at most [`MAX_WAITING`] events wait and has few other descriptors; the kernel
-/// gives the lowest free number.
-const MAX_NUMBER: i32 = MAX_WAITING as i32 + 4096;
 
 /// Watches in the dead holder's place, on a thread per pool, for ever.
 pub(super) fn start(pools: &[Arc<Pool>]) {
@@ -37,7 +32,10 @@ pub(super) fn start(pools: &[Arc<Pool>]) {
 
 fn watch(pool: &Arc<Pool>) {
     let group = &pool.kernel;
-    deny_old(group);
+    let denied = deny_numbers(group);
+    if denied > 0 {
+        tracing::error!(denied, "accesses that waited when the holder died were denied");
+    }
     let mut buf = [0u8; EVENT_BUFFER];
     loop {
         match group.read(&mut buf) {
@@ -48,17 +46,6 @@ fn watch(pool: &Arc<Pool>) {
                 std::thread::sleep(std::time::Duration::from_millis(100));
             }
         }
-    }
-}
-
-/// Denies every number that the dead holder can have had. `NotFound` is the rule.
-fn deny_old(group: &Group) {
-    // The holder had the same limit.
-    let numbers = i32::try_from(raise_descriptor_limit()).unwrap_or(i32::MAX).min(MAX_NUMBER);
-    let denied =
-        (0..numbers).filter(|n| group.answer(*n, Verdict::Deny(libc::EIO)).is_ok()).count();
-    if denied > 0 {
-        tracing::error!(denied, "accesses that waited when the holder died were denied");
     }
 }
 

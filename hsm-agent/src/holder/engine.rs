@@ -35,10 +35,12 @@ impl Engine {
             .env(SOCKET_VARIABLE, theirs.as_raw_fd().to_string())
             .env(RESTARTS_VARIABLE, earlier.to_string())
             .env_remove("NOTIFY_SOCKET")
+            .env_remove("LISTEN_FDS")
             .spawn()?;
         drop(theirs);
         shared.engine_pid.store(pid_of(&child), Ordering::SeqCst);
         shared.serving.store(false, Ordering::SeqCst);
+        shared.programs.exempt(pid_of(&child))?;
         let deadly = shared.pending().forget_sent();
         for event in deadly {
             tracing::error!(
@@ -69,6 +71,7 @@ impl Engine {
         self.child.wait().map(Some)
     }
 
+    /// SIGKILL. It cannot meet another process: the id is not free before [`Self::ended`] reaps it.
     pub(super) fn kill(&mut self) {
         let _ = self.child.kill();
     }

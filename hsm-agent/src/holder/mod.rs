@@ -10,19 +10,25 @@
 //!
 //! - If the engine dies, the holder starts it again and hands it every event that is still
 //!   unanswered: the blocked readers notice nothing but time.
+//! - An engine that hangs is noticed (`watchdog`), killed, and then it is like one that died.
 //! - Accesses by the engine itself are allowed by the reader threads at once. They are told by
 //!   the process id, which cannot be forged: the engine is our child, and its id is not free for
 //!   others until we reap it, before which the exemption is withdrawn.
 //! - Reading an event makes the kernel open the file for us, and that open may wait for a lease
 //!   that the engine holds during a release. So there are several reader threads per group, each
 //!   read takes few events, and the engine lets go of a lease as soon as it is broken.
+//! - If holder and engine die together, the service manager keeps the watch (`keep`).
 //! - Nothing is ever answered ALLOW because of an error: what cannot be handed over is denied.
 
 mod engine;
+mod keep;
 mod pending;
 pub mod protocol;
 mod reader;
+mod requests;
 mod run;
 mod shared;
+mod watchdog;
 
+pub use keep::deny_numbers;
 pub use run::{HolderError, MAX_WAITING, run};

@@ -11,18 +11,31 @@ use super::protocol::EventFrame;
 /// An event that so many engines knew when they died is suspected of killing them.
 const MAX_DEATHS: u32 = 20;
 
+/// Who waits for the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// fanotify, which knows the event by its descriptor's number.
+    Fanotify,
+    /// A kernel program, which knows it by the number of its request.
+    Program {
+        /// That number.
+        request: u64,
+    },
+}
+
 /// One unanswered event.
 #[derive(Debug)]
 pub(super) struct Unanswered {
     pub(super) frame: EventFrame,
     pub(super) fd: OwnedFd,
+    pub(super) origin: Origin,
     /// Engines that had been told of it when they died.
     pub(super) deaths: u32,
 }
 
 impl Unanswered {
-    pub(super) fn new(frame: EventFrame, fd: OwnedFd) -> Self {
-        Self { frame, fd, deaths: 0 }
+    pub(super) fn new(frame: EventFrame, fd: OwnedFd, origin: Origin) -> Self {
+        Self { frame, fd, origin, deaths: 0 }
     }
 }
 
@@ -84,6 +97,14 @@ impl Pending {
         std::mem::take(&mut self.events).into_values().collect()
     }
 
+    /// The requests of kernel programs that wait.
+    pub(super) fn requests(&self) -> impl Iterator<Item = u64> {
+        self.events.values().filter_map(|event| match event.origin {
+            Origin::Program { request } => Some(request),
+            Origin::Fanotify => None,
+        })
+    }
+
     pub(super) fn len(&self) -> usize {
         self.events.len()
     }
@@ -110,7 +131,7 @@ mod tests {
                 event_fd: 9,
             };
             let fd = std::fs::File::open("/dev/null").unwrap().into();
-            p.insert(Unanswered::new(frame, fd));
+            p.insert(Unanswered::new(frame, fd, Origin::Fanotify));
         }
         p
     }

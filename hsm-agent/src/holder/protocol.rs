@@ -13,7 +13,7 @@ use crate::sys::message;
 pub const SOCKET_VARIABLE: &str = "HSM_HOLDER_SOCKET";
 /// Environment variable that tells the engine how many engines there were before it.
 pub const RESTARTS_VARIABLE: &str = "HSM_ENGINE_RESTARTS";
-/// Longest name of a group (a pool's name).
+/// Longest name of a group (a pool's name) or of a marker attribute.
 pub const MAX_NAME: usize = 64;
 
 /// An unanswered event, as the engine gets it, together with a descriptor on the file.
@@ -43,8 +43,15 @@ pub enum ToEngine {
         /// Number of the group in [`EventFrame::group`].
         group: u32,
     },
+    /// [`ToHolder::Programs`] or [`ToHolder::Cover`] is carried out, or was not.
+    Done {
+        /// 0, or the error number.
+        errno: i32,
+    },
     /// Somebody waits.
     Event(EventFrame),
+    /// Are you there? Takes the way of an event, and wants [`ToHolder::Alive`].
+    Ping,
 }
 
 /// From the engine to the holder.
@@ -55,6 +62,16 @@ pub enum ToHolder {
         /// The name, zero-padded.
         name: [u8; MAX_NAME],
     },
+    /// Serve the requests of the kernel programs that are pinned in the directory that comes along,
+    /// and have them pass over this engine and the holder.
+    Programs,
+    /// The programs ask about the file system of the directory that comes along.
+    Cover {
+        /// The group that watches are put in.
+        group: u32,
+        /// Name of the marker attribute, zero-padded.
+        marker: [u8; MAX_NAME],
+    },
     /// The answer to an event.
     Answer {
         /// Identity of the event.
@@ -64,6 +81,8 @@ pub enum ToHolder {
     },
     /// The engine serves: tell the service manager.
     Ready,
+    /// The answer to [`ToEngine::Ping`].
+    Alive,
 }
 
 const HELLO: u32 = 1;
@@ -72,6 +91,11 @@ const EVENT: u32 = 3;
 const OPEN_GROUP: u32 = 4;
 const ANSWER: u32 = 5;
 const READY: u32 = 6;
+const PROGRAMS: u32 = 7;
+const COVER: u32 = 8;
+const DONE: u32 = 9;
+const PING: u32 = 16;
+const ALIVE: u32 = 17;
 const NO_RANGE: u32 = 0;
 const RANGE: u32 = 1;
 
@@ -102,7 +126,9 @@ impl ToEngine {
     pub fn send(self, socket: impl AsFd, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let frame = match self {
             Self::Hello => Frame::new(HELLO),
+            Self::Ping => Frame::new(PING),
             Self::Group { group } => Frame { group, ..Frame::new(GROUP) },
+            Self::Done { errno } => Frame { response: errno.cast_unsigned(), ..Frame::new(DONE) },
             Self::Event(e) => Frame {
                 group: e.group,
                 id: e.id,
@@ -123,7 +149,9 @@ impl ToEngine {
         let Some((f, fd)) = receive(socket, true)? else { return Ok(None) };
         let message = match f.kind {
             HELLO => Self::Hello,
+            PING => Self::Ping,
             GROUP => Self::Group { group: f.group },
+            DONE => Self::Done { errno: f.response.cast_signed() },
             EVENT => Self::Event(EventFrame {
                 id: f.id,
                 group: f.group,
@@ -141,35 +169,42 @@ impl ToEngine {
 
 impl ToHolder {
     /// Sends this frame, waiting for room.
-    pub fn send(self, socket: impl AsFd) -> io::Result<()> {
+    pub fn send(self, socket: impl AsFd, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let frame = match self {
             Self::OpenGroup { name } => Frame { name, ..Frame::new(OPEN_GROUP) },
+            Self::Programs => Frame::new(PROGRAMS),
+            Self::Cover { group, marker } => Frame { group, name: marker, ..Frame::new(COVER) },
             Self::Answer { id, verdict } => {
                 Frame { id, response: verdict.to_response(), ..Frame::new(ANSWER) }
             }
             Self::Ready => Frame::new(READY),
+            Self::Alive => Frame::new(ALIVE),
         };
-        message::send(socket, bytemuck::bytes_of(&frame), None, true)
+        message::send(socket, bytemuck::bytes_of(&frame), fd, true)
     }
 
     /// The next frame if there is one (`WouldBlock`). `Ok(None)`: the engine is gone.
-    pub fn receive(socket: impl AsFd) -> io::Result<Option<Self>> {
-        let Some((f, _)) = receive(socket, false)? else { return Ok(None) };
-        Ok(Some(match f.kind {
+    pub fn receive(socket: impl AsFd) -> io::Result<Option<(Self, Option<OwnedFd>)>> {
+        let Some((f, fd)) = receive(socket, false)? else { return Ok(None) };
+        let message = match f.kind {
             OPEN_GROUP => Self::OpenGroup { name: f.name },
+            PROGRAMS => Self::Programs,
+            COVER => Self::Cover { group: f.group, marker: f.name },
             ANSWER => Self::Answer { id: f.id, verdict: Verdict::from_response(f.response) },
             READY => Self::Ready,
+            ALIVE => Self::Alive,
             other => return Err(unknown(other)),
-        }))
+        };
+        Ok(Some((message, fd)))
     }
 }
 
-/// A group's name as it is sent.
-pub fn group_name(name: &str) -> io::Result<[u8; MAX_NAME]> {
+/// A name as it is sent.
+pub fn padded(name: &str) -> io::Result<[u8; MAX_NAME]> {
     let mut padded = [0; MAX_NAME];
     padded
         .get_mut(..name.len())
-        .ok_or_else(|| io::Error::other("a group's name is too long"))?
+        .ok_or_else(|| io::Error::other(format!("the name {name} is too long")))?
         .copy_from_slice(name.as_bytes());
     Ok(padded)
 }
@@ -202,7 +237,9 @@ mod tests {
             range: Some(ByteRange { offset: 1 << 40, count: 0 }),
             event_fd: 17,
         };
-        for m in [ToEngine::Hello, ToEngine::Group { group: 9 }, ToEngine::Event(event)] {
+        let done = ToEngine::Done { errno: -1 };
+        let group = ToEngine::Group { group: 9 };
+        for m in [ToEngine::Hello, group, done, ToEngine::Event(event), ToEngine::Ping] {
             let file = std::fs::File::open("/dev/null").unwrap();
             m.send(&a, Some(file.as_fd())).unwrap();
             let (got, fd) = ToEngine::receive(&b).unwrap().unwrap();
@@ -210,16 +247,35 @@ mod tests {
             assert!(fd.is_some());
         }
         for m in [
-            ToHolder::OpenGroup { name: group_name("media").unwrap() },
+            ToHolder::OpenGroup { name: padded("media").unwrap() },
+            ToHolder::Programs,
+            ToHolder::Cover { group: 3, marker: padded("security.bpf.hsm").unwrap() },
             ToHolder::Answer { id: 7, verdict: Verdict::Deny(libc::EIO) },
             ToHolder::Answer { id: 8, verdict: Verdict::Allow },
             ToHolder::Ready,
+            ToHolder::Alive,
         ] {
-            m.send(&b).unwrap();
-            assert_eq!(ToHolder::receive(&a).unwrap(), Some(m));
+            let file = std::fs::File::open("/dev/null").unwrap();
+            m.send(&b, Some(file.as_fd())).unwrap();
+            let (got, fd) = ToHolder::receive(&a).unwrap().unwrap();
+            assert_eq!(got, m);
+            assert!(fd.is_some());
         }
-        assert!(group_name(&"x".repeat(65)).is_err());
+        assert!(padded(&"x".repeat(65)).is_err());
         drop(b);
-        assert_eq!(ToHolder::receive(&a).unwrap(), None);
+        assert!(ToHolder::receive(&a).unwrap().is_none());
+    }
+
+    #[test]
+    fn question_and_answer_keep_their_bytes() {
+        let (a, b) = message::pair().unwrap();
+        ToEngine::Ping.send(&a, None).unwrap();
+        ToHolder::Alive.send(&b, None).unwrap();
+        for (socket, kind) in [(&b, 16), (&a, 17)] {
+            let (frame, _) = receive(socket, false).unwrap().unwrap();
+            let mut want = [0; size_of::<Frame>()];
+            want[0] = kind;
+            assert_eq!(bytemuck::bytes_of(&frame), want);
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::pending::Unanswered;
+use super::pending::{Origin, Unanswered};
 use super::protocol::EventFrame;
 use super::shared::Shared;
 use crate::sys::fanotify::{EVENT_BUFFER, Event, EventMask, Group, Verdict, events, take_event_fd};
@@ -122,7 +122,7 @@ fn one(shared: &Shared, number: u32, event: &Event) {
     if !event.mask.wants_answer() {
         return;
     }
-    let unanswered = Unanswered::new(frame(number, event, &fd), fd);
+    let unanswered = Unanswered::new(frame(number, event, &fd), fd, Origin::Fanotify);
     if is_own(shared, event.pid) {
         shared.answer(unanswered, Verdict::Allow);
     } else if shared.is_denying() || shared.pending().len() >= shared.capacity {

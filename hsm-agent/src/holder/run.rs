@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,9 +12,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
 use super::engine::Engine;
+use super::keep;
 use super::protocol::{ToEngine, ToHolder};
-use super::reader;
 use super::shared::Shared;
+use super::watchdog::{Look, Watchdog};
+use super::{reader, requests};
 use crate::sys::fanotify::{Class, Group, GroupOptions};
 use crate::sys::process::raise_descriptor_limit;
 use crate::sys::signal::SignalFd;
@@ -54,6 +56,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> HolderError {
 pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
     let signals = SignalFd::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD], true)
         .map_err(system("receive signals"))?;
+    let kept = keep::kept();
     let room = raise_descriptor_limit().saturating_sub(SPARE_DESCRIPTORS).min(MAX_WAITING);
     let shared = Arc::new(Shared::new(room as usize).map_err(system("make an eventfd"))?);
     let engine = Engine::start(&shared, arguments, 0).map_err(system("start its engine"))?;
@@ -64,6 +67,8 @@ pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
         served: false,
         stopping: None,
         restart: Restart::default(),
+        watchdog: Watchdog::from_environment(),
+        kept,
     };
     let code = holder.main_loop(&signals)?;
     holder.leave();
@@ -85,6 +90,9 @@ struct Holder<'a> {
     served: bool,
     stopping: Option<Instant>,
     restart: Restart,
+    watchdog: Watchdog,
+    /// Groups of an earlier agent, until an engine of ours serves.
+    kept: Vec<(String, Group)>,
 }
 
 impl Holder<'_> {
@@ -142,16 +150,27 @@ impl Holder<'_> {
     fn engine_messages(&mut self) {
         let Some(engine) = self.shared.engine() else { return };
         loop {
-            match ToHolder::receive(&*engine) {
-                Ok(Some(ToHolder::Answer { id, verdict })) => {
+            let message = ToHolder::receive(&*engine);
+            if matches!(message, Ok(Some(_))) {
+                self.watchdog.heard();
+            }
+            match message {
+                Ok(Some((ToHolder::Answer { id, verdict }, _))) => {
                     let event = self.shared.pending().remove(id);
                     match event {
                         Some(event) => self.shared.answer(event, verdict),
                         None => tracing::warn!(id, "the engine answered an event that nobody has"),
                     }
                 }
-                Ok(Some(ToHolder::OpenGroup { name })) => self.open_group(&name, &engine),
-                Ok(Some(ToHolder::Ready)) => self.ready(),
+                Ok(Some((ToHolder::OpenGroup { name }, _))) => self.open_group(&name, &engine),
+                Ok(Some((ToHolder::Programs, directory))) => {
+                    done(&engine, self.serve_programs(directory));
+                }
+                Ok(Some((ToHolder::Cover { group, marker }, root))) => {
+                    done(&engine, self.shared.programs.cover(&self.shared, group, &marker, root));
+                }
+                Ok(Some((ToHolder::Ready, _))) => self.ready(),
+                Ok(Some((ToHolder::Alive, _))) => {}
                 // Its end is noticed by SIGCHLD.
                 Ok(None) => {
                     self.shared.set_engine(None);
@@ -159,6 +178,8 @@ impl Holder<'_> {
                     break;
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                // It died with messages unread. Its end is noticed by SIGCHLD.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => break,
                 Err(error) => {
                     tracing::error!(%error, "message of the engine not understood");
                     break;
@@ -166,6 +187,11 @@ impl Holder<'_> {
             }
         }
         self.shared.send_pending();
+    }
+
+    fn serve_programs(&self, directory: Option<OwnedFd>) -> io::Result<()> {
+        let engine = self.engine.as_ref().map_or(0, Engine::pid);
+        requests::serve(&self.shared, directory, engine)
     }
 
     fn open_group(&self, name: &[u8], engine: &impl AsFd) {
@@ -191,6 +217,7 @@ impl Holder<'_> {
     fn make_group(&self, name: String) -> io::Result<usize> {
         let group =
             Arc::new(Group::new(GroupOptions { class: Class::PreContent, nonblock: false })?);
+        keep::keep(&group);
         let mut groups = self.shared.groups();
         groups.push((name, Arc::clone(&group)));
         let number = groups.len() - 1;
@@ -200,9 +227,11 @@ impl Holder<'_> {
     }
 
     fn ready(&mut self) {
+        keep::retire(&self.shared, std::mem::take(&mut self.kept));
         self.restart = Restart { count: self.restart.count, ..Restart::default() };
         self.shared.denying.store(false, Ordering::SeqCst);
         self.shared.serving.store(true, Ordering::SeqCst);
+        self.watchdog.begin(Instant::now());
         if !self.served {
             tracing::info!("ready");
         }
@@ -217,6 +246,7 @@ impl Holder<'_> {
         let ended = engine.ended(&self.shared)?;
         if ended.is_some() {
             self.engine = None;
+            self.watchdog.end();
         }
         Ok(ended)
     }
@@ -244,6 +274,8 @@ impl Holder<'_> {
                 }
             }
         }
+        self.shared.programs.beat(self.shared.pending().requests());
+        self.watch(now);
         let absent = self.restart.without_engine_since;
         if absent.is_some_and(|since| now - since > NO_ENGINE_LIMIT) && !self.shared.is_denying() {
             self.shared.denying.store(true, Ordering::SeqCst);
@@ -257,6 +289,34 @@ impl Holder<'_> {
         }
     }
 
+    fn watch(&mut self, now: Instant) {
+        match self.watchdog.look(now) {
+            Look::Wait => {}
+            Look::Ask => {
+                let Some(engine) = self.shared.engine() else { return };
+                // No room in its socket: then it has events to take, and answers them or hangs.
+                if let Err(error) = ToEngine::Ping.send(&*engine, None) {
+                    tracing::debug!(%error, "the engine could not be asked whether it is there");
+                }
+            }
+            Look::Hung => self.kill_hung(now),
+        }
+    }
+
+    /// From here on it is an engine that died, except that its end may be long in coming: then
+    /// those who wait are denied as if there were none.
+    fn kill_hung(&mut self, now: Instant) {
+        let Some(engine) = &mut self.engine else { return };
+        let waiting = self.shared.pending().len();
+        tracing::error!(
+            pid = engine.pid(), waiting, limit = ?self.watchdog.limit(),
+            "the engine hangs: it lives but has said nothing for longer than the limit; killing it"
+        );
+        self.shared.serving.store(false, Ordering::SeqCst);
+        self.restart.without_engine_since.get_or_insert(now);
+        engine.kill();
+    }
+
     fn stop(&mut self) {
         if self.stopping.is_some() {
             return;
@@ -264,6 +324,7 @@ impl Holder<'_> {
         tracing::info!("stopping");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         self.stopping = Some(Instant::now());
+        self.watchdog.end();
         match &self.engine {
             Some(engine) => engine.terminate(),
             // Between two engines: the next one is not started any more.
@@ -281,7 +342,9 @@ impl Holder<'_> {
         self.shared.denying.store(true, Ordering::SeqCst);
         self.shared.deny_all(libc::EAGAIN);
         for (name, group) in self.shared.groups().iter() {
-            if let Err(error) = group.flush_filesystem_marks() {
+            // First the whole file system: ignore marks must not go before what they are taken from.
+            let flushed = group.flush_filesystem_marks().and_then(|()| group.flush_inode_marks());
+            if let Err(error) = flushed {
                 tracing::error!(%error, name, "the watch could not be ended");
             }
             if let Err(error) = drain(&self.shared, group) {
@@ -289,6 +352,17 @@ impl Holder<'_> {
             }
         }
         self.shared.deny_all(libc::EAGAIN);
+    }
+}
+
+/// Tells the engine how it went.
+fn done(engine: &impl AsFd, result: io::Result<()>) {
+    let errno = result.as_ref().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
+    if let Err(error) = &result {
+        tracing::error!(%error, "the kernel programs cannot be served");
+    }
+    if let Err(error) = (ToEngine::Done { errno }).send(engine, None) {
+        tracing::error!(%error, "the engine does not hear");
     }
 }
 

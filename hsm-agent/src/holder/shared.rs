@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::pending::{Pending, Unanswered};
+use super::pending::{Origin, Pending, Unanswered};
 use super::protocol::ToEngine;
+use super::requests::Programs;
 use crate::sys::fanotify::{Group, Verdict};
 
 /// What readers, main loop and engine starter have in common.
@@ -16,6 +17,8 @@ use crate::sys::fanotify::{Group, Verdict};
 pub(super) struct Shared {
     pub(super) pending: Mutex<Pending>,
     pub(super) groups: Mutex<Vec<(String, Arc<Group>)>>,
+    /// The kernel programs, if they are served.
+    pub(super) programs: Programs,
     /// Our end of the socket pair with the present engine.
     pub(super) engine: Mutex<Option<Arc<OwnedFd>>>,
     /// Process id of the present engine; 0: there is none, nobody is exempt.
@@ -38,6 +41,7 @@ impl Shared {
         Ok(Self {
             pending: Mutex::default(),
             groups: Mutex::default(),
+            programs: Programs::default(),
             engine: Mutex::default(),
             engine_pid: AtomicI32::new(0),
             serving: AtomicBool::new(false),
@@ -99,7 +103,11 @@ impl Shared {
 
     /// Answers and only then closes the event's descriptor.
     pub(super) fn answer(&self, event: Unanswered, verdict: Verdict) {
-        let Unanswered { frame, fd, .. } = event;
+        let Unanswered { frame, fd, origin, .. } = event;
+        if let Origin::Program { request } = origin {
+            self.programs.answer(request, verdict);
+            return;
+        }
         let group = self.groups().get(frame.group as usize).map(|(_, g)| Arc::clone(g));
         let result = match group {
             Some(group) => group.answer(frame.event_fd, verdict),

@@ -3,8 +3,11 @@
 //! What every tier promises: from [`Interceptor::watch`] on, nobody but the agent opens the file
 //! without the agent's answer; after [`Interceptor::pass_over`] the kernel may let accesses go on
 //! by itself. `pass_over` is called only while the file is known to be online and no release of
-//! it can start; a release calls `watch` before it takes its lease.
+//! it can start; a release calls `watch` before it takes its lease, and a recall calls
+//! [`Interceptor::keep_watch`] before it moves anything.
 
+mod choose;
+mod lsm_filter;
 mod user_filter;
 
 use std::fmt;
@@ -12,11 +15,17 @@ use std::io;
 
 use crate::sys::fanotify::MarkTarget;
 
+pub use choose::{Chosen, choose};
+pub use lsm_filter::LsmFilter;
+pub(crate) use lsm_filter::WATCHED;
 pub use user_filter::UserFilter;
 
 /// How accesses are told apart, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tier {
+    /// Stock kernel with BPF LSM, 6.15 or newer: a program at every open looks at the marker and has
+    /// the agent put a watch on the one inode that is offline.
+    LsmFilter,
     /// Stock kernel, 6.14 or newer: every first open of an inode asks the agent, which then tells
     /// the kernel to pass over it as long as it stays in memory.
     UserFilter,
@@ -25,6 +34,7 @@ pub enum Tier {
 impl fmt::Display for Tier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::LsmFilter => "lsm-filter",
             Self::UserFilter => "user-filter",
         })
     }
@@ -44,4 +54,8 @@ pub trait Interceptor: Send + Sync + fmt::Debug {
 
     /// The kernel must ask about this file from now on.
     fn watch(&self, file: MarkTarget<'_>) -> io::Result<()>;
+
+    /// The file is offline and about to be recalled: the kernel must go on asking when its marker
+    /// is gone, because writers wait until the marker's removal is durable.
+    fn keep_watch(&self, file: MarkTarget<'_>) -> io::Result<()>;
 }

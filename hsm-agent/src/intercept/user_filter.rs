@@ -43,4 +43,9 @@ impl Interceptor for UserFilter {
     fn watch(&self, file: MarkTarget<'_>) -> io::Result<()> {
         self.group.unignore_inode(file, self.mask).map(drop)
     }
+
+    fn keep_watch(&self, _: MarkTarget<'_>) -> io::Result<()> {
+        // The whole file system is watched, and offline files are never passed over.
+        Ok(())
+    }
 }

@@ -8,8 +8,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::{
-    MAP_XATTR, MapError, Marker, MarkerError, RECORD_XATTR, Record, RecordError, ResidencyMap,
+    Facts, MAP_XATTR, MapError, Marker, MarkerError, RECORD_XATTR, RawAttributes, Record,
+    RecordError, ResidencyMap, Unjudged, judge,
 };
+use crate::core::FileKey;
+use crate::sys::inode::Stat;
 use crate::sys::xattr;
 
 /// Why an attribute of the inode says nothing.
@@ -34,6 +37,9 @@ pub enum InodeError {
     /// The residency map is there and makes no sense.
     #[error("the residency map is not readable: {0}")]
     Map(#[from] MapError),
+    /// All of them are there, and together they say nothing.
+    #[error(transparent)]
+    Unjudged(#[from] Unjudged),
 }
 
 /// A descriptor on an inode: as opened, or `O_PATH` (then calls go through `/proc/self/fd`).
@@ -53,6 +59,19 @@ pub struct Attributes {
     map: CString,
 }
 
+/// What one look at the names of all attributes of an inode tells, and what our own ones say.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// The marker; `None` exactly when there is none.
+    pub marker: Option<Marker>,
+    /// The record.
+    pub record: Option<Record>,
+    /// Whether there is a residency map, of whatever time.
+    pub map: bool,
+    /// Names of the attributes that are not ours.
+    pub others: Vec<CString>,
+}
+
 impl Attributes {
     /// With the configured name of the marker.
     pub fn new(marker: &str) -> io::Result<Self> {
@@ -60,8 +79,7 @@ impl Attributes {
         Ok(Self { marker: name(marker)?, record: name(RECORD_XATTR)?, map: name(MAP_XATTR)? })
     }
 
-    /// Whether `name` is one of ours, which archives leave out.
-    pub fn is_own(&self, name: &CStr) -> bool {
+    fn is_own(&self, name: &CStr) -> bool {
         [&self.marker, &self.record, &self.map].iter().any(|own| own.as_c_str() == name)
     }
 
@@ -88,6 +106,35 @@ impl Attributes {
                 Ok(empty()?)
             }),
         }
+    }
+
+    /// What the attributes mean together. `key` is the inode's handle.
+    pub fn facts(
+        &self,
+        fd: InodeFd<'_>,
+        stat: &Stat,
+        key: Option<&FileKey>,
+    ) -> Result<Facts, InodeError> {
+        let (marker, record) = (get(fd, &self.marker)?, get(fd, &self.record)?);
+        let map = if marker.is_some() { get(fd, &self.map)? } else { None };
+        let raw = RawAttributes { marker, record, map };
+        Ok(judge(&raw, stat, key.and_then(FileKey::generation))?)
+    }
+
+    /// Everything at once. Most files have no attributes at all, and one call says so. (With the
+    /// capabilities of the agent the list holds whatever can be read by name: `kernel_facts`.)
+    pub fn seen(&self, fd: InodeFd<'_>) -> Result<Seen, InodeError> {
+        let names = match fd {
+            InodeFd::Open(fd) => xattr::list(fd),
+            InodeFd::Path(fd) => xattr::list_at_path(fd),
+        };
+        let names = names.map_err(failed(&self.marker, "read"))?;
+        let has = |own: &CString| names.contains(own);
+        let marker = if has(&self.marker) { self.marker(fd)? } else { None };
+        let record = if has(&self.record) { self.record(fd)? } else { None };
+        let map = has(&self.map);
+        let others = names.into_iter().filter(|name| !self.is_own(name)).collect();
+        Ok(Seen { marker, record, map, others })
     }
 
     /// Sets the marker.

@@ -6,15 +6,17 @@
 //! decide residency; the record only says what the store holds.
 
 mod codec;
+mod facts;
 mod inode;
 mod map;
 mod record;
 mod wire;
 
 pub use codec::{Marker, MarkerError, MarkerFlags, MarkerState, Owner};
+pub use facts::{Facts, RawAttributes, Unjudged, judge};
 pub use hsm_common::chunk::{chunk_count, chunk_shift_for};
 pub use hsm_common::marker::{MAP_XATTR, MARKER_LEN, MARKER_XATTR, RECORD_XATTR};
-pub use inode::{Attributes, InodeError, InodeFd};
+pub use inode::{Attributes, InodeError, InodeFd, Seen};
 pub use map::{MAX_MAP_LEN, MapError, ResidencyMap};
 pub use record::{ArchivedCopy, PolicyFlags, RECORD_LEN, Record, RecordError};
 

@@ -108,7 +108,8 @@ impl RecallError {
         match self {
             Self::Store(e) => store_reason(e),
             Self::Inode(InodeError::Io { .. }) => Reason::Io,
-            Self::Inode(_) | Self::Foreign { .. } => Reason::UnreadableMarker,
+            Self::Foreign { .. } => Reason::ForeignMarker,
+            Self::Inode(_) => Reason::UnreadableMarker,
             Self::Local { source, .. } => Reason::of_io(source),
             Self::Mismatch { .. } => Reason::ObjectCorrupt,
             Self::SizeChanged { .. } | Self::WrittenUnseen { .. } => Reason::Changed,

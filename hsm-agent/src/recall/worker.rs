@@ -1,7 +1,7 @@
 //! Carries out one recall, on a thread that may block.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -18,6 +18,10 @@ use crate::store::StoreError;
 use crate::store::object::{Chunk, ObjectReader};
 use crate::sys::inode::Stat;
 use crate::sys::{inode, lease, space};
+
+/// A recall of more bytes begins to write them to the device while others are still fetched, in pieces
+/// of this size; the sync at its end, for which its readers wait, then has little left to do.
+const WRITE_BACK: u64 = 8 << 20;
 
 /// One recall to do.
 #[derive(Debug)]
@@ -77,6 +81,12 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
         }
     };
     inode::restore_times(&fd, &before).map_err(local("the times cannot be restored"))?;
+    if bytes > WRITE_BACK {
+        // A write error that was met early is told to descriptors that were open then. The one that
+        // the file settles with may be younger: so this one, which wrote, asks.
+        rustix::fs::fdatasync(&fd)
+            .map_err(|e| local("the data cannot be made durable")(e.into()))?;
+    }
     match &job.want {
         Want::Range(_) => partial(pool, job, &marker, map, fd, path, bytes),
         Want::Whole => whole(pool, job, fd, path, bytes),
@@ -165,17 +175,27 @@ impl Filling<'_> {
         if threads <= 1 {
             return chunks.iter().map(|i| self.one(*i)).sum();
         }
+        // In chunks, and no fewer than are in work at once: when the last chunk of a piece is there,
+        // the piece before is complete, as a rule. What is missed is left to the sync.
+        let piece = (WRITE_BACK >> self.object.manifest().chunk_shift).max(threads as u64) as usize;
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let written = AtomicU64::new(0);
         let work = || -> Result<(), RecallError> {
-            while let Some(index) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            loop {
+                let place = next.fetch_add(1, Ordering::Relaxed);
+                let Some(index) = chunks.get(place) else { break };
                 if stop.load(Ordering::Relaxed) {
                     break;
                 }
                 let bytes =
                     self.one(*index).inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
                 written.fetch_add(bytes, Ordering::Relaxed);
+                if place % piece == piece - 1
+                    && let Some(last) = place.checked_sub(piece)
+                {
+                    self.write_back(chunks, last + 1 - piece..=last);
+                }
             }
             Ok(())
         };
@@ -191,6 +211,16 @@ impl Filling<'_> {
             })
         })?;
         Ok(written.into_inner())
+    }
+
+    /// Starts the write-back of the chunks in these places of the list.
+    fn write_back(&self, chunks: &[u64], places: RangeInclusive<usize>) {
+        let bytes = |place: &usize| {
+            chunks.get(*place).and_then(|index| self.object.manifest().chunk_range(*index))
+        };
+        if let (Some(first), Some(last)) = (bytes(places.start()), bytes(places.end())) {
+            space::write_back(self.fd, first.start..last.end);
+        }
     }
 
     fn one(&self, index: u64) -> Result<u64, RecallError> {

@@ -68,6 +68,8 @@ struct Ready {
     stat: Stat,
     copy: ArchivedCopy,
     generation: u64,
+    /// Whether there is a residency map of an earlier time.
+    map: bool,
     _claim: Claim,
 }
 
@@ -132,7 +134,8 @@ fn acquire(
     let path = InodeFd::Path(candidate.path.as_fd());
     // Whatever was read before the claim may be old: an ignore mark on an offline file would let
     // everybody read zeros.
-    if pool.attributes.marker(path)?.is_some() {
+    let seen = pool.attributes.seen(path)?;
+    if seen.marker.is_some() {
         return Err(FileOutcome::already("offline"));
     }
     // Step 2. Our own open needs no answer if the file is passed over; it is online, and claimed.
@@ -160,7 +163,7 @@ fn acquire(
         }
         Eligibility::Refused(reason, detail) => return Err(FileOutcome::failed(reason, detail)),
     };
-    let file = Ready { lease, fd, stat, copy, generation, _claim: claim };
+    let file = Ready { lease, fd, stat, copy, generation, map: seen.map, _claim: claim };
     if space::is_preallocated(stat.size, stat.allocated) {
         trim(pool, &file)?;
     }
@@ -280,8 +283,10 @@ fn mark(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
         state: MarkerState::Offline,
         flags: MarkerFlags::empty(),
     };
-    // A map of an earlier time would not count (its epoch differs), but why keep it.
-    pool.attributes.remove_map(open)?;
+    if file.map {
+        // It would not count (its epoch differs), but why keep it.
+        pool.attributes.remove_map(open)?;
+    }
     pool.attributes.set_marker(open, &marker)?;
     Ok(())
 }
@@ -403,7 +408,7 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
     // The times as they were: the crash may have come before they were restored.
     let before = Stat { mtime_ns: copy.version.mtime_ns, ..stat };
     inode::restore_times(&*fd, &before).ok()?;
-    let file = Ready { lease, fd, stat, copy, generation, _claim: claim };
+    let file = Ready { lease, fd, stat, copy, generation, map: false, _claim: claim };
     let now = inode::stat(&*file.fd).ok()?;
     Some(row(pool, candidate, &file, &now))
 }

@@ -139,15 +139,15 @@ impl Walker<'_> {
                 continue;
             }
             let path = step.path.join(OsStr::from_bytes(name));
-            let below = path.strip_prefix(top).unwrap_or(&path);
-            if matches(self.exclude, below) {
+            let below = || path.strip_prefix(top).unwrap_or(&path);
+            if !self.exclude.is_empty() && matches(self.exclude, below()) {
                 continue;
             }
             if entry.file_type() == FileType::Directory {
                 stack.push(Step { parent: Arc::clone(&fd), name: name.to_vec(), path });
                 continue;
             }
-            if !self.include.is_empty() && !matches(self.include, below) {
+            if !self.include.is_empty() && !matches(self.include, below()) {
                 continue;
             }
             let found = match candidate(fd.as_fd(), name, &path) {

@@ -15,7 +15,7 @@ use super::instrument::{InstrumentStore, StoreStats};
 use super::limit::LimitStore;
 use super::remote::{RemoteStore, S3Params, Secret};
 use super::retry::{RetryPolicy, RetryStore};
-use super::{LocalStore, MemoryStore, Result, Store, StoreError, Subject};
+use super::{LocalStore, MemoryStore, Remembered, Result, Store, StoreError, Subject};
 
 /// Kinds of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -226,18 +226,24 @@ fn read_secret(path: Option<&Path>) -> Result<Secret> {
     Ok(Secret::new(secret))
 }
 
-/// Opens the store that the configuration describes.
-pub fn open(config: &StoreConfig) -> Result<Arc<dyn Store>> {
-    open_with_stats(config, Arc::default())
+/// Opens the store that the configuration describes. `remembered` is for local stores: which
+/// directory counts as the store. (A bucket does not turn into an empty one when its server is away.)
+pub fn open(config: &StoreConfig, remembered: Option<Remembered>) -> Result<Arc<dyn Store>> {
+    open_with_stats(config, remembered, Arc::default())
 }
 
 /// [`open`], with the counters in the caller's hands. From the outside in: counters, retries,
 /// limits, backend; so the counters show what callers see, and each attempt pays for its bytes.
-pub fn open_with_stats(config: &StoreConfig, stats: Arc<StoreStats>) -> Result<Arc<dyn Store>> {
+pub fn open_with_stats(
+    config: &StoreConfig,
+    remembered: Option<Remembered>,
+    stats: Arc<StoreStats>,
+) -> Result<Arc<dyn Store>> {
     config.validate().map_err(|e| StoreError::invalid(Subject::Store, e.to_string()))?;
     let mut store: Arc<dyn Store> = match config.kind {
         StoreKind::Local => {
-            Arc::new(LocalStore::open(config.path.as_deref().unwrap_or(Path::new("")))?)
+            let path = config.path.as_deref().unwrap_or(Path::new(""));
+            Arc::new(LocalStore::open_as(path, remembered)?)
         }
         StoreKind::S3 => Arc::new(RemoteStore::s3(&config.s3_params()?)?),
         StoreKind::Memory => Arc::new(MemoryStore::new()),
@@ -306,7 +312,8 @@ mod tests {
     async fn an_opened_local_store_conforms_and_keeps_its_fast_side() {
         let dir = tempfile::tempdir().expect("tempdir");
         let stats = Arc::new(StoreStats::default());
-        let store = open_with_stats(&StoreConfig::local(dir.path()), stats.clone()).expect("open");
+        let store =
+            open_with_stats(&StoreConfig::local(dir.path()), None, stats.clone()).expect("open");
         assert!(store.blocking().is_some());
         conformance::run(store).await;
         assert!(stats.snapshot().iter().all(|op| op.count > 0));
@@ -316,7 +323,7 @@ mod tests {
     async fn an_opened_memory_store_with_a_limit_conforms() {
         let rate_limit = Some(ByteSize::gib(100));
         let config = StoreConfig { rate_limit, ..StoreConfig::of_kind(StoreKind::Memory) };
-        conformance::run(open(&config).expect("open")).await;
+        conformance::run(open(&config, None).expect("open")).await;
     }
 
     #[test]
@@ -337,7 +344,7 @@ mod tests {
             secret_key_file: Some(dir.path().join("none")),
             ..StoreConfig::of_kind(StoreKind::S3)
         };
-        let e = open(&config).expect_err("no key file").to_string();
+        let e = open(&config, None).expect_err("no key file").to_string();
         assert!(e.contains("none"), "{e}");
     }
 }

@@ -1,7 +1,9 @@
 //! Where an object lives in a store: a fan-out directory and a name, both from its identity.
 //!
 //! `00112233…` becomes `00/112233…`: 256 directories keep each one small enough for file systems
-//! and for listings, and the random identity fills them evenly. Only this file knows the shape.
+//! and for listings. Each archive batch takes one of them at random ([`ObjectId::random_in`]), which
+//! fills them evenly and keeps objects that are written together close together. Only this file and
+//! that function know the shape.
 
 use std::fmt;
 use std::str::FromStr;

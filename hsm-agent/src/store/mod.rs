@@ -28,7 +28,7 @@ pub use config::{StoreConfig, StoreConfigError, StoreKind, open, open_with_stats
 pub use error::{Cause, Result, StoreError, Subject};
 pub use instrument::{OpSnapshot, StoreStats};
 pub use key::ObjectKey;
-pub use local::LocalStore;
+pub use local::{LocalStore, Remembered};
 pub use memory::MemoryStore;
 
 mod config;

@@ -64,6 +64,51 @@ pub fn open(mount: impl AsFd, key: &FileKey, flags: OFlags) -> io::Result<OwnedF
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// `FILEID_INO32_GEN`: inode number and generation, 32 bits each (ext4).
+const INO32_GEN: i32 = 1;
+/// `FILEID_INO32_GEN | XFS_FILEID_TYPE_64FLAG`: the inode number with 64 bits. XFS decodes it for
+/// every inode, whatever it hands out itself.
+const XFS_INO64_GEN: i32 = 0x81;
+/// `FILEID_BTRFS_WITHOUT_PARENT`.
+const BTRFS_WITHOUT_PARENT: i32 = 0x4d;
+
+/// What a kernel program knows of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InodeNumbers {
+    /// Inode number.
+    pub ino: u64,
+    /// Generation.
+    pub generation: u32,
+    /// btrfs: object id of the subvolume's root.
+    pub subvolume: u64,
+}
+
+/// A handle that [`open`] takes, on the file system that `mount` is on. `Unsupported`: not ext4, XFS or
+/// btrfs. The kernel may hand out another form of handle for the same file: not a key for tables.
+pub fn from_numbers(mount: impl AsFd, inode: InodeNumbers) -> io::Result<FileKey> {
+    let (kind, bytes) = match rustix::fs::fstatfs(mount)?.f_type {
+        libc::EXT4_SUPER_MAGIC => {
+            let ino = u32::try_from(inode.ino).map_err(io::Error::other)?;
+            (INO32_GEN, [ino.to_ne_bytes(), inode.generation.to_ne_bytes()].concat())
+        }
+        libc::XFS_SUPER_MAGIC => {
+            let ino = inode.ino.to_ne_bytes();
+            (XFS_INO64_GEN, [&ino[..], &inode.generation.to_ne_bytes()].concat())
+        }
+        libc::BTRFS_SUPER_MAGIC => {
+            // `struct btrfs_fid`, which is packed, up to its parent.
+            let (object, root) = (inode.ino.to_ne_bytes(), inode.subvolume.to_ne_bytes());
+            let fid = [&object[..], &root, &inode.generation.to_ne_bytes()].concat();
+            (BTRFS_WITHOUT_PARENT, fid)
+        }
+        other => {
+            let text = format!("no file handles for file system type {other:#x}");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+    };
+    Ok(FileKey { kind, bytes: bytes.into() })
+}
+
 /// Whether an error of [`open`] says that the file does not exist any more.
 pub fn is_stale(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ESTALE)

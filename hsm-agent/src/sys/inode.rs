@@ -106,6 +106,24 @@ pub fn generation(fd: impl AsFd) -> io::Result<u64> {
     Ok(raw & 0xffff_ffff)
 }
 
+/// The device number of the file system's superblock as kernel programs see it (`super_block.s_dev`,
+/// `major << 20 | minor`). On btrfs `st_dev` tells a subvolume's own number instead; the one of the
+/// mount is asked for.
+pub fn kernel_device(fd: impl AsFd) -> io::Result<u32> {
+    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let id = stat.stx_mnt_id.to_string();
+    let device = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        (fields.next() == Some(id.as_str())).then(|| fields.nth(1))?
+    });
+    let numbers = device.and_then(|d| d.split_once(':'));
+    let numbers = numbers.and_then(|(a, b)| Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?)));
+    numbers
+        .map(|(major, minor)| major << 20 | minor)
+        .ok_or_else(|| io::Error::other(format!("mount {id} is not in /proc/self/mountinfo")))
+}
+
 /// The data version of an open file.
 pub fn version(fd: impl AsFd) -> io::Result<DataVersion> {
     Ok(stat(fd.as_fd())?.version(generation(fd)?))

@@ -5,7 +5,9 @@
 
 pub mod bpf;
 pub mod fanotify;
+pub mod fsuuid;
 pub mod handle;
+pub mod inherited;
 pub mod inode;
 pub mod invisible;
 pub mod lease;
@@ -15,7 +17,6 @@ pub mod process;
 pub mod signal;
 pub mod space;
 pub mod task_storage;
-pub mod uuid;
 pub mod xattr;
 
 use std::io;

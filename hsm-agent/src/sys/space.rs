@@ -1,8 +1,10 @@
-//! Allocation: data extents, punching holes.
+//! Allocation: data extents, punching holes; and writing back early.
+
+#![expect(unsafe_code, reason = "system calls without a safe wrapper elsewhere")]
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -57,4 +59,21 @@ pub fn punch(fd: impl AsFd, range: Range<u64>) -> io::Result<()> {
     }
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     Ok(rustix::fs::fallocate(fd, mode, range.start, range.end - range.start)?)
+}
+
+/// Starts writing the dirty pages of a range to the device, and does not wait for them: less is left
+/// for the sync that follows. It makes nothing durable, and says nothing of errors: the sync does,
+/// through any descriptor that was open before the data was written.
+pub fn write_back(fd: impl AsFd, range: Range<u64>) {
+    let (Ok(offset), Ok(len)) =
+        (i64::try_from(range.start), i64::try_from(range.end.saturating_sub(range.start)))
+    else {
+        return;
+    };
+    // A length of 0 would mean everything up to the end.
+    if len > 0 {
+        let fd = fd.as_fd().as_raw_fd();
+        // SAFETY: no pointers are passed.
+        let _ = unsafe { libc::sync_file_range(fd, offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+    }
 }

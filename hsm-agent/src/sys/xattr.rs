@@ -51,9 +51,19 @@ pub fn remove_at_path(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<bool> {
 
 /// Names of all attributes that the caller may see.
 pub fn list(fd: impl AsFd) -> io::Result<Vec<CString>> {
+    read_names(|buf| rustix::fs::flistxattr(fd.as_fd(), buf))
+}
+
+/// [`list`] for an `O_PATH` descriptor.
+pub fn list_at_path(fd: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
+    let path = proc_path(fd);
+    read_names(|buf| rustix::fs::listxattr(path.as_c_str(), buf))
+}
+
+fn read_names(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> io::Result<Vec<CString>> {
     let mut buf = vec![0u8; FIRST_TRY];
     let used = loop {
-        match rustix::fs::flistxattr(fd.as_fd(), &mut buf[..]) {
+        match call(&mut buf[..]) {
             Ok(n) => break n,
             Err(Errno::RANGE) if buf.len() < MAX_VALUE => buf.resize(MAX_VALUE, 0),
             Err(Errno::NOTSUP) => break 0,

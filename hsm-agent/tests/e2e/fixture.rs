@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hsm_lab::agent::Watchdog;
+use hsm_lab::agent::{Kept, Manager, Watchdog};
 use hsm_lab::hsm::Report;
 use hsm_lab::{Agent, Content, FsKind, Hsm, LoopFs, Output, PoolConfig, Run, loopfs, patience};
 
@@ -38,8 +38,29 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// Size from which a released file must have given its blocks back.
 const SURELY_BLOCKS: u64 = 64 << 10;
 
+/// Says which store a directory is: docs/CONFIGURATION.md.
+pub(crate) const STORE_IDENTITY: &str = "hsm-store";
+
 /// Blocks (of 512 bytes) that xattrs may occupy.
 const XATTR_BLOCKS: u64 = 16;
+
+/// What a case cannot be run without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// Any tier will do.
+    Anything,
+    /// Kernel programs, and tier lsm-filter.
+    LsmFilter,
+}
+
+impl Needs {
+    /// Whether this run has it: a tier that is only the agent's choice is not enough, or a case
+    /// might pass without what it is about.
+    pub(crate) fn are_met(self) -> bool {
+        let tier = std::env::var(hsm_lab::config::TIER_VARIABLE);
+        self == Self::Anything || tier.is_ok_and(|tier| tier == "lsm-filter")
+    }
+}
 
 /// A case: its name, what is special about its pool, and what it does.
 #[derive(Clone, Copy)]
@@ -48,6 +69,8 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     /// Changes the configuration before the agent starts.
     pub(crate) configure: fn(&mut PoolConfig),
+    /// What it cannot be run without.
+    pub(crate) needs: Needs,
     /// The case itself.
     pub(crate) run: fn(&mut Pool) -> Result<()>,
 }
@@ -147,13 +170,21 @@ impl Pool {
             None => Ok(()),
         };
         let unmounted = self.fs.unmount();
-        stopped.context("at the end of the case").and(unmounted)
+        let unpinned = self.config.unpin();
+        stopped.context("at the end of the case").and(unmounted).and(unpinned)
     }
 
     /// Starts the agent with the current configuration.
     pub(crate) fn start(&mut self) -> Result<()> {
+        self.start_keeping(None)
+    }
+
+    /// [`start`](Self::start) with what an earlier agent gave the service manager to keep.
+    pub(crate) fn start_keeping(&mut self, kept: Option<Kept>) -> Result<()> {
         self.config.write()?;
-        self.agent = Some(Agent::start(exe(), &self.dir)?);
+        let (environment, keeps) = (self.config.environment.as_slice(), self.config.keeps);
+        let manager = Manager { environment, keeps, kept };
+        self.agent = Some(Agent::start_by(manager, exe(), &self.dir)?);
         Ok(())
     }
 
@@ -335,6 +366,7 @@ impl Pool {
     pub(crate) fn objects(&self) -> Result<Vec<PathBuf>> {
         let mut files = hsm_lab::content::files_below(self.store())?;
         files.retain(|f| fs::metadata(f).is_ok_and(|m| m.len() > 0));
+        files.retain(|f| !f.ends_with(STORE_IDENTITY));
         Ok(files)
     }
 

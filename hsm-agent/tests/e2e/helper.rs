@@ -6,6 +6,7 @@
 //! | `mmap-write FILE` | says `ready` and keeps changing it through a shared mapping |
 //! | `mmap-grow FILE` | maps a page, lets the mapping grow to the whole file, writes it to standard output |
 //! | `handle-read FILE` | opens it by file handle, writes its bytes to standard output |
+//! | `uring-read FILE` | opens it through io_uring, writes its bytes to standard output |
 //! | `pread FILE OFFSET LENGTH` | writes that range to standard output |
 //!
 //! The first two go on until their standard input ends; [`Holder`] is the other side of that.
@@ -42,6 +43,7 @@ fn dispatch(args: &[OsString]) -> Result<()> {
         Some("mmap-write") => mmap_write(path),
         Some("mmap-grow") => mmap_grow(path),
         Some("handle-read") => handle_read(path),
+        Some("uring-read") => uring_read(path),
         Some("pread") => pread(path, rest),
         _ => bail!("unknown mode {}", mode.display()),
     }
@@ -141,6 +143,25 @@ impl Mapping {
 
 fn handle_read(path: &Path) -> Result<()> {
     let mut file = open_by_handle(path)?;
+    std::io::copy(&mut file, &mut std::io::stdout())?;
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "io_uring entries name memory by address")]
+fn uring_read(path: &Path) -> Result<()> {
+    use io_uring::{IoUring, opcode, types};
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut ring = IoUring::new(1)?;
+    let entry = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), name.as_ptr())
+        .flags(libc::O_RDONLY | libc::O_CLOEXEC)
+        .build();
+    // SAFETY: `name` outlives the operation, which is waited for.
+    unsafe { ring.submission().push(&entry)? };
+    ring.submit_and_wait(1)?;
+    let fd = ring.completion().next().context("no completion")?.result();
+    ensure!(fd >= 0, "io_uring open: {}", std::io::Error::from_raw_os_error(-fd));
+    // SAFETY: the operation installed this descriptor for us alone.
+    let mut file = unsafe { File::from_raw_fd(fd) };
     std::io::copy(&mut file, &mut std::io::stdout())?;
     Ok(())
 }

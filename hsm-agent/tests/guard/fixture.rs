@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hsm_agent::bpf::{Guard, Maps, Mode, Settings, Uuid};
-use hsm_agent::sys::{uuid, xattr};
+use hsm_agent::sys::{fsuuid, xattr};
 use hsm_common::filter::Counter;
 use hsm_common::marker::MARKER_XATTR;
 use hsm_lab::loopfs::IMAGE_BYTES;
@@ -42,7 +42,7 @@ pub(crate) fn run(case: Case, kind: FsKind, dir: &Path) -> Result<()> {
     let base = PathBuf::from(format!("/sys/fs/bpf/hsm-test-{}-{number}", std::process::id()));
     let settings = Settings { base, ..Settings::default() };
     let maps = Guard::install(&settings)?;
-    let uuid = uuid::of(File::open(fs.path())?)?.context("no UUID")?;
+    let uuid = fsuuid::of(File::open(fs.path())?)?;
     let lab = Lab { fs, settings, maps, uuid };
     let result = (case.run)(&lab);
     let counts = lab.maps.counters().map(|counts| {

@@ -56,6 +56,7 @@ pub(crate) fn root() -> Result<Job> {
     for (kind, place, options) in KERNEL {
         attach(kind, kind, &below(place)?, options)?;
     }
+    no_fair_servers()?;
     let job_dir = below(JOB_DIR)?;
     attach("9p", JOB_TAG, &job_dir, &p9("cache=mmap"))?;
     scratch()?;
@@ -64,6 +65,18 @@ pub(crate) fn root() -> Result<Job> {
     let job = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
     switch().context("making the new root the root")?;
     Ok(job)
+}
+
+/// Switches the scheduler's deadline servers for ordinary tasks off: on a host that starves a
+/// virtual CPU, Linux 7.3 warns about their timer (`dl_task_timer`, `hrtimer_forward`). They only
+/// protect against realtime tasks, of which there are none here.
+fn no_fair_servers() -> Result<()> {
+    let servers = below("/sys/kernel/debug/sched/fair_server")?;
+    for cpu in fs::read_dir(&servers).with_context(|| servers.clone())? {
+        let file = cpu?.path().join("runtime");
+        fs::write(&file, "0").with_context(|| file.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// The host does not change what it shows while the guest runs, so everything may be cached; what

@@ -1,10 +1,15 @@
 //! A running `hsm agent`: started, waited for, watched, stopped, killed, measured.
 //!
+//! Like a service manager, this waits until it is ready, and keeps the descriptors that it hands over.
+//!
 //! It has a process group of its own, so that one signal reaches holder and engine. Killing the
 //! whole group frees everybody who waits for an answer (the kernel releases the fanotify group),
 //! which is why the watchdog does that before anything else when a test takes too long.
 
 use std::fs::{self, File};
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::Signal;
 
 use crate::census;
@@ -30,7 +36,24 @@ pub struct Agent {
     dir: PathBuf,
     log: PathBuf,
     stopped: bool,
+    /// `None`: closed at once, as by a manager that keeps nothing.
+    kept: Option<Vec<Kept>>,
 }
+
+/// What the service manager does for an agent.
+#[derive(Debug, Default)]
+pub struct Manager<'a> {
+    /// Environment variables.
+    pub environment: &'a [(String, String)],
+    /// Keep the descriptors that the agent hands over until it is ready. As long as somebody has
+    /// them, killing the agent frees nobody who waits.
+    pub keeps: bool,
+    /// What an earlier agent gave to be kept.
+    pub kept: Option<Kept>,
+}
+
+/// A descriptor that an agent gave its service manager to keep, and its name.
+pub type Kept = (String, OwnedFd);
 
 /// The memory of the agent's two processes, in KiB (`VmHWM`, the most it ever was).
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,23 +67,30 @@ pub struct PeakMemory {
 impl Agent {
     /// Starts `exe --config dir/hsm.toml agent` and waits until it is ready.
     pub fn start(exe: &Path, dir: &Path) -> Result<Self> {
+        Self::start_by(Manager::default(), exe, dir)
+    }
+
+    /// [`start`](Self::start) with more than the least that a service manager does.
+    pub fn start_by(manager: Manager<'_>, exe: &Path, dir: &Path) -> Result<Self> {
+        let Manager { environment, keeps, kept } = manager;
         let log = dir.join("agent.log");
         let out = File::options().create(true).append(true).open(&log)?;
         let notify = dir.join("notify.sock");
         drop(fs::remove_file(&notify));
         let socket = UnixDatagram::bind(&notify)?;
-        let child = Command::new(exe)
+        let child = start_as_manager(exe, kept)
             .arg("--config")
             .arg(dir.join("hsm.toml"))
             .arg("agent")
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .env("NOTIFY_SOCKET", &notify)
-            .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting {}", exe.display()))?;
-        let mut agent = Self { child, dir: dir.to_path_buf(), log, stopped: false };
+        let mut agent =
+            Self { child, dir: dir.to_path_buf(), log, stopped: false, kept: keeps.then(Vec::new) };
         agent.wait_ready(&socket).with_context(|| agent.log_tail())?;
         Ok(agent)
     }
@@ -71,7 +101,7 @@ impl Agent {
         let end = Instant::now() + limit;
         let mut message = [0; 4096];
         while Instant::now() < end {
-            if let Ok(n) = socket.recv(&mut message)
+            if let Ok(n) = self.receive(socket, &mut message)
                 && message[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1")
             {
                 return Ok(());
@@ -82,6 +112,28 @@ impl Agent {
             }
         }
         bail!("the agent was not ready after {limit:?}");
+    }
+
+    fn receive(&mut self, socket: &UnixDatagram, message: &mut [u8]) -> Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut io = [IoSliceMut::new(message)];
+        let n = recvmsg(socket, &mut io, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        let text = String::from_utf8_lossy(&message[..n]).into_owned();
+        let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or_default();
+        for part in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = part
+                && let Some(kept) = &mut self.kept
+            {
+                kept.extend(fds.map(|fd| (name.to_owned(), fd)));
+            }
+        }
+        Ok(n)
+    }
+
+    /// Takes what the agent gave to be kept.
+    pub fn take_kept(&mut self) -> Vec<Kept> {
+        self.kept.take().unwrap_or_default()
     }
 
     /// The holder's process id.
@@ -180,6 +232,21 @@ impl Agent {
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
+}
+
+/// Starts the program as a service manager does that kept a descriptor: it is number 3, and
+/// LISTEN_PID is the program's own process.
+fn start_as_manager(exe: &Path, kept: Option<Kept>) -> Command {
+    const SCRIPT: &str = r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ exec "$0" "$@""#;
+    let Some((name, fd)) = kept else {
+        let mut command = Command::new(exe);
+        command.stdin(Stdio::null());
+        return command;
+    };
+    let mut command = Command::new("bash");
+    command.args(["-c", SCRIPT]).arg(exe).stdin(fd);
+    command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", name);
+    command
 }
 
 impl Drop for Agent {

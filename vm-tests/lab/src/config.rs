@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+
+/// Names the tier that pools in the lab insist on; without it the agent chooses.
+pub const TIER_VARIABLE: &str = "HSM_TIER";
 
 /// A pool called `lab`, by default with a local store. The lists hold further lines of TOML for each table.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +17,10 @@ pub struct PoolConfig {
     pub mount: PathBuf,
     /// The local store.
     pub store: PathBuf,
+    /// Where the agent pins its kernel programs: each agent in the lab has its own.
+    pub bpf_dir: PathBuf,
+    /// The tier that the pool insists on.
+    pub tier: Option<String>,
     /// Lines for `[limits]`.
     pub limits: Vec<String>,
     /// Lines for `[[pool]]`.
@@ -22,17 +29,13 @@ pub struct PoolConfig {
     pub store_options: Vec<String>,
     /// Lines of another `[pool.store]` in place of the local one.
     pub other_store: Option<Vec<String>>,
+    /// Environment variables for the agent.
+    pub environment: Vec<(String, String)>,
+    /// The agent's service manager keeps descriptors. Then killing the agent frees nobody who waits.
+    pub keeps: bool,
     /// The tracing filter; `HSM_LAB_LOG` overrides it.
     pub log: String,
-    /// The tier, from [`TIER_VARIABLE`]; `None` is the default one.
-    pub tier: Option<String>,
 }
-
-/// Which tier the suite is run on; by default `user-filter`, which works on every kernel.
-pub const TIER_VARIABLE: &str = "HSM_TIER";
-
-/// What a configuration without a tier means.
-const DEFAULT_TIER: &str = "user-filter";
 
 impl PoolConfig {
     /// A pool on `mount` with everything else in `dir`.
@@ -41,8 +44,9 @@ impl PoolConfig {
             dir: dir.to_path_buf(),
             mount: mount.to_path_buf(),
             store: dir.join("store"),
+            bpf_dir: bpf_dir(dir),
+            tier: std::env::var(TIER_VARIABLE).ok().filter(|tier| !tier.is_empty()),
             log: std::env::var("HSM_LAB_LOG").unwrap_or_else(|_| "info".to_owned()),
-            tier: std::env::var(TIER_VARIABLE).ok().filter(|tier| tier != DEFAULT_TIER),
             ..Self::default()
         }
     }
@@ -57,25 +61,43 @@ impl PoolConfig {
         self.dir.join("state")
     }
 
+    /// The tier to ask for. What a case configures may be possible in tier user-filter only.
+    fn tier(&self) -> Option<&str> {
+        let needs_user_filter =
+            |line: &String| ["recall = \"range\"", "early_answer = true"].contains(&line.as_str());
+        match &self.tier {
+            Some(_) if self.pool.iter().any(needs_user_filter) => Some("user-filter"),
+            tier => tier.as_deref(),
+        }
+    }
+
+    /// Removes the kernel programs that an agent left pinned, as it does on purpose.
+    pub fn unpin(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.bpf_dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", self.bpf_dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The TOML.
     pub fn render(&self) -> String {
         let quoted = |path: &Path| format!("{:?}", path.display().to_string());
         let mut text = format!(
-            "[agent]\nstate_dir = {}\nsocket = {}\nlog = {:?}\n",
+            "[agent]\nstate_dir = {}\nsocket = {}\nbpf_dir = {}\nlog = {:?}\n\n[limits]\n",
             quoted(&self.state_dir()),
             quoted(&self.dir.join("hsm.sock")),
+            quoted(&self.bpf_dir),
             self.log,
         );
-        if let Some(tier) = &self.tier {
-            text += &format!("tier = {tier:?}\n");
-        }
-        text += "\n[limits]\n";
         let mut lines = |lines: &[String]| lines.iter().for_each(|l| text += &format!("{l}\n"));
         lines(&self.limits);
         lines(&[
             "\n[[pool]]\nname = \"lab\"".to_owned(),
             format!("mount = {}", quoted(&self.mount)),
         ]);
+        lines(self.tier().map(|tier| format!("tier = {tier:?}")).as_slice());
         lines(&self.pool);
         lines(&["\n[pool.store]".to_owned()]);
         let local = ["kind = \"local\"".to_owned(), format!("path = {}", quoted(&self.store))];
@@ -93,23 +115,24 @@ impl PoolConfig {
     }
 }
 
+/// bpffs takes no dots in names.
+fn bpf_dir(dir: &Path) -> PathBuf {
+    let mut names: Vec<_> = dir.iter().rev().take(2).map(|n| n.to_string_lossy()).collect();
+    names.reverse();
+    Path::new("/sys/fs/bpf").join(format!("lab-{}", names.join("-").replace('.', "_")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_another_tier_than_the_default_is_written() {
-        let mut config = PoolConfig::new(Path::new("/d"), Path::new("/d/m"));
-        config.tier = None;
-        assert!(!config.render().contains("tier"));
-        config.tier = Some("lsm-filter".into());
-        assert!(config.render().contains("\ntier = \"lsm-filter\"\n\n[limits]"));
-    }
-
-    #[test]
     fn tables_come_in_order() {
         let mut config = PoolConfig::new(Path::new("/d"), Path::new("/d/m"));
+        config.tier = Some("lsm-filter".into());
+        assert!(config.render().contains("\ntier = \"lsm-filter\"\n"));
         config.pool.push("recall = \"range\"".into());
+        assert!(config.render().contains("\ntier = \"user-filter\"\n"));
         config.store_options.push("retries = 1".into());
         let text = config.render();
         let at = |needle: &str| text.find(needle).unwrap();

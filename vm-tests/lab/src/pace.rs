@@ -14,8 +14,18 @@ pub const VARIABLE: &str = "HSM_SLOW";
 ///
 /// Panics when [`VARIABLE`] is not a number from 1 to 1000: a limit that nobody meant is worse.
 pub fn patience(limit: Duration) -> Duration {
+    limit * slowness()
+}
+
+/// How often something is repeated in the hope of bad luck: less often where each turn takes
+/// longer, but some times anywhere.
+pub fn turns(count: u32) -> u32 {
+    (count / slowness()).max(10.min(count))
+}
+
+fn slowness() -> u32 {
     static FACTOR: OnceLock<u32> = OnceLock::new();
-    limit * *FACTOR.get_or_init(|| factor(std::env::var(VARIABLE).ok().as_deref()))
+    *FACTOR.get_or_init(|| factor(std::env::var(VARIABLE).ok().as_deref()))
 }
 
 fn factor(value: Option<&str>) -> u32 {

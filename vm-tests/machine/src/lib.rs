@@ -5,6 +5,7 @@
 //! Vm ──► plan      QEMU's arguments                                  pure
 //!   │    cpio      the initramfs: hsm-vm-init and nothing else        pure
 //!   │
+//!   │    clock     how fast the host's time stamp counter is
 //!   └──► run       starts QEMU, feeds what it hears to
 //!        watch     which says when the guest must be killed, and why  pure
 //!        console   and what the kernel complained about               pure
@@ -14,6 +15,7 @@
 //! not complain, counts as having run. A guest that fell silent has failed. QEMU does not outlive
 //! the thread that called [`Vm::run`], however that ends.
 
+pub mod clock;
 pub mod console;
 pub mod cpio;
 pub mod plan;

@@ -118,6 +118,9 @@ impl Layout {
     }
 }
 
+/// With `-icount shift=0` the guest's counter is the number of its instructions, one a nanosecond.
+const ICOUNT_KHZ: u64 = 1_000_000;
+
 /// The name of the kernel console's socket; the others are called like their ports.
 pub const CONSOLE: &str = "console";
 
@@ -126,15 +129,15 @@ pub const SOCKETS: [&str; 4] = [CONSOLE, CONTROL, STDOUT, STDERR];
 
 impl Vm {
     /// QEMU's arguments. With a terminal the guest has a console on QEMU's standard input and
-    /// output.
-    pub fn arguments(&self, layout: &Layout, terminal: bool) -> Vec<String> {
+    /// output. `tsc_khz` is the frequency of the host's time stamp counter.
+    pub fn arguments(&self, layout: &Layout, terminal: bool, tsc_khz: u64) -> Vec<String> {
         let mut list = Arguments::default();
         list.words("-nodefaults -no-user-config -no-reboot -display none -nic none -M q35");
         self.processor(&mut list);
         list.pair("-m", format!("{}M", self.memory_mib));
         list.pair("-kernel", self.kernel.display().to_string());
         list.pair("-initrd", layout.initramfs().display().to_string());
-        list.pair("-append", self.command_line());
+        list.pair("-append", self.command_line(tsc_khz));
         list.words("-device virtio-rng-pci -device virtio-serial-pci,max_ports=8");
         list.socket(layout, CONSOLE);
         list.pair("-serial", format!("chardev:{CONSOLE}"));
@@ -174,11 +177,15 @@ impl Vm {
 
     /// Warnings must reach the console (`quiet` would hide them): they fail the run. The watchdogs
     /// are patient, because the host may be busy.
-    fn command_line(&self) -> String {
+    fn command_line(&self, tsc_khz: u64) -> String {
         let mut line = String::from(
             "console=ttyS0 loglevel=5 panic=-1 oops=panic no_timer_check tsc=reliable \
              watchdog_thresh=30",
         );
+        if self.accel == Accel::Tcg {
+            let khz = if self.icount { ICOUNT_KHZ } else { tsc_khz };
+            line += &format!(" tsc_early_khz={khz}");
+        }
         if let Some(preempt) = self.preempt {
             line += &format!(" preempt={}", preempt.name());
         }
@@ -243,7 +250,7 @@ mod tests {
 
     fn line(vm: &Vm, terminal: bool) -> String {
         let layout = Layout { dir: "/run,1".into(), job: "/job".into() };
-        vm.arguments(&layout, terminal).join(" ")
+        vm.arguments(&layout, terminal, 2_600_000).join(" ")
     }
 
     #[test]
@@ -252,6 +259,7 @@ mod tests {
         let counted = line(&Vm { icount: true, ..vm() }, false);
         assert!(counted.contains("thread=single"), "{counted}");
         assert!(counted.contains("-icount shift=0,sleep=off"), "{counted}");
+        assert!(counted.contains("tsc_early_khz=1000000"), "{counted}");
     }
 
     #[test]
@@ -270,7 +278,7 @@ mod tests {
     fn warnings_are_shown_and_the_model_is_chosen() {
         let vm =
             Vm { preempt: Some(Preempt::Full), kernel_args: vec!["kmemleak=on".into()], ..vm() };
-        let line = vm.command_line();
+        let line = vm.command_line(2_600_000);
         assert!(line.contains("loglevel=5") && !line.contains("quiet"), "{line}");
         assert!(line.ends_with("preempt=full kmemleak=on"), "{line}");
     }

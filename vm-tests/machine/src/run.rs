@@ -21,9 +21,10 @@ use anyhow::{Context, Result, bail, ensure};
 use hsm_vm_init::{CONTROL, Event, JOB_FILE, Job, STDERR, STDOUT};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::clock::tsc_khz;
 use crate::cpio::initramfs;
 use crate::plan::{CONSOLE, Layout, SOCKETS, Vm};
-use crate::watch::{Limits, Outcome, Watch};
+use crate::watch::{End, Limits, Outcome, Watch};
 
 /// How often limits are looked at while nothing is heard.
 const TICK: Duration = Duration::from_millis(100);
@@ -69,7 +70,7 @@ impl Vm {
         let errors = dir.path().join("qemu.log");
         let mut guest = Guest::start(self, &layout, job.terminal.is_some(), &errors)?;
         let outcome = self.attend(&mut guest, &layout, &heard, session)?;
-        if outcome.boot.is_none() {
+        if outcome.end == End::Crashed && outcome.boot.is_none() {
             explain(&errors)?;
         }
         dir.close().context("removing the run's directory")?;
@@ -155,7 +156,7 @@ impl Guest {
     fn start(vm: &Vm, layout: &Layout, terminal: bool, errors: &Path) -> Result<Self> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(&vm.qemu);
-        command.args(vm.arguments(layout, terminal)).stderr(File::create(errors)?);
+        command.args(vm.arguments(layout, terminal, tsc_khz())).stderr(File::create(errors)?);
         if !terminal {
             // Ctrl-C is for the caller, who ends the guest in order.
             command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);

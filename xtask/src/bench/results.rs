@@ -10,8 +10,10 @@ pub(super) struct Row {
     pub(super) cache: &'static str,
     pub(super) hsm_seconds: f64,
     pub(super) cp_seconds: Option<f64>,
-    /// How many times as fast as cp; more is better.
+    /// How many times as fast as cp with its sync; more is better.
     pub(super) times_cp: Option<f64>,
+    /// How many times as fast as cp without it, whose copy is not durable yet.
+    pub(super) times_cp_alone: Option<f64>,
     pub(super) rate: String,
 }
 
@@ -42,7 +44,7 @@ impl Results {
     /// The table.
     pub(super) fn render(&self) -> String {
         let mut text = format!(
-            "\n{} on {}: {} files of 4 KiB, one of {}, medians of {} rounds\n\n{:<28} {:<5} {:>9} {:>9} {:>8}  {}\n",
+            "\n{} on {}: {} files of 4 KiB, one of {}, medians of {} rounds\n\n{:<28} {:<5} {:>9} {:>9} {:>8} {:>8}  {}\n",
             "hsm against cp",
             self.fs,
             self.files,
@@ -51,16 +53,19 @@ impl Results {
             "what",
             "cache",
             "hsm s",
-            "cp s",
+            "cp+sync",
+            "x that",
             "x cp",
             "rate of hsm"
         );
         for row in &self.rows {
             let number = |n: Option<f64>| n.map_or("-".to_owned(), |n| format!("{n:.2}"));
             let (cp, ratio) = (number(row.cp_seconds), number(row.times_cp));
+            let alone = number(row.times_cp_alone);
             let Row { what, cache, hsm_seconds, rate, .. } = row;
-            text +=
-                &format!("{what:<28} {cache:<5} {hsm_seconds:>9.2} {cp:>9} {ratio:>8}  {rate}\n");
+            text += &format!(
+                "{what:<28} {cache:<5} {hsm_seconds:>9.2} {cp:>9} {ratio:>8} {alone:>8}  {rate}\n"
+            );
         }
         let l = &self.latency;
         text + &format!(

@@ -13,9 +13,11 @@ use crate::steps::step;
 /// libraries.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Where cargo builds.
-pub(crate) fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+/// Where cargo builds, without `..`: it is shown to people and used in the guest.
+pub(crate) fn target_dir() -> Result<PathBuf> {
+    let dir = std::env::var_os("CARGO_TARGET_DIR");
+    let dir = dir.map_or_else(|| root().join("target"), PathBuf::from);
+    dir.canonicalize().with_context(|| dir.display().to_string())
 }
 
 /// The guest's first process.
@@ -26,7 +28,7 @@ pub(crate) fn init() -> Result<PathBuf> {
     command.env_remove("CARGO_ENCODED_RUSTFLAGS");
     command.env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Cstrip=symbols");
     step("building the guest's init (static)", || must(&mut command))?;
-    Ok(target_dir().join(TARGET).join("release/hsm-vm-init"))
+    Ok(target_dir()?.join(TARGET).join("release/hsm-vm-init"))
 }
 
 /// The end-to-end suite; `hsm` is built with it.

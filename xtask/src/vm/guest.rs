@@ -31,6 +31,7 @@ const ENVIRONMENT: &[&str] =
 pub(crate) struct Guest<'a> {
     machine: &'a Machine,
     vm: Vm,
+    console_log: PathBuf,
     stop: Arc<AtomicBool>,
 }
 
@@ -58,7 +59,8 @@ impl<'a> Guest<'a> {
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&stop)).context("signal handler")?;
         }
-        Ok(Self { machine, vm, stop })
+        let console_log = console_log()?;
+        Ok(Self { machine, vm, console_log, stop })
     }
 
     /// How many times slower than the host the guest is, for time limits.
@@ -101,9 +103,8 @@ impl<'a> Guest<'a> {
         job_dir: Option<&Path>,
         output: &mut dyn FnMut(Output, &[u8]),
     ) -> Result<Outcome> {
-        let log = console_log();
-        fs::create_dir_all(log.parent().context("no parent")?)?;
-        let mut console = BufWriter::new(File::create(&log)?);
+        let log = &self.console_log;
+        let mut console = BufWriter::new(File::create(log)?);
         let base = std::env::var_os("HSM_LAB_DIR").map_or("/var/tmp".into(), PathBuf::from);
         let mut problem = None;
         let mut sink = |which: Output, bytes: &[u8]| {
@@ -120,6 +121,9 @@ impl<'a> Guest<'a> {
         let outcome = self.vm.run(job, &mut session)?;
         problem.map_or(Ok(()), Err).with_context(|| log.display().to_string())?;
         console.flush()?;
+        if !worth_keeping(&outcome) {
+            fs::remove_file(log).with_context(|| log.display().to_string())?;
+        }
         Ok(outcome)
     }
 
@@ -147,8 +151,8 @@ impl<'a> Guest<'a> {
             text += "\nTHE GUEST'S KERNEL COMPLAINED:\n  ";
             text += &complaint.excerpt.join("\n  ");
         }
-        if !outcome.is_clean() || !matches!(outcome.end, End::Ended { .. }) {
-            text += &format!("\nall that the kernel said: {}", console_log().display());
+        if worth_keeping(outcome) {
+            text += &format!("\nall that the kernel said: {}", self.console_log.display());
         }
         text
     }
@@ -174,8 +178,17 @@ pub(crate) fn job(command: Vec<String>) -> Result<Job> {
     Ok(Job { command, env, dir, terminal: None })
 }
 
-fn console_log() -> PathBuf {
-    binaries::target_dir().join("vm/console.log")
+/// Whether what the kernel said may explain something.
+fn worth_keeping(outcome: &Outcome) -> bool {
+    let ordinary = matches!(outcome.end, End::Ended { .. } | End::Interrupted);
+    !(ordinary && outcome.is_clean())
+}
+
+/// One per process: two guests at a time, say of two file systems, must not write into one file.
+fn console_log() -> Result<PathBuf> {
+    let dir = binaries::target_dir()?.join("vm");
+    fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    Ok(dir.join(format!("console-{}.log", std::process::id())))
 }
 
 fn accel(machine: &Machine) -> Result<Accel> {

@@ -1,7 +1,7 @@
 //! The end-to-end suite in the guest.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use hsm_lab::FsKind;
@@ -10,47 +10,75 @@ use hsm_machine::{End, Outcome};
 
 use super::command::{INTERRUPTED, pass_through};
 use super::guest::{self, Guest};
-use super::{Options, binaries};
+use super::{Machine, Options, Tier, binaries};
+use crate::ebpf;
 use crate::report::{Report, Verdict, count};
 use crate::setup;
 
 /// Builds the suite, boots the guest, counts what passed.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::packages()?;
-    let mut guest = Guest::new(&options.machine)?;
-    let suite = binaries::suite()?;
-    let mut command = vec![suite.display().to_string()];
-    command.extend(arguments(options.fs, options.filter.as_deref()));
-    let mut job = guest::job(command)?;
-    job.env.push(("HSM_TIER".to_owned(), options.tier.name().to_owned()));
-    job.env.push(("HSM_SLOW".to_owned(), guest.slowness().to_string()));
-    let name = name(options);
-    println!("\n==> {name}: the same suite as on the host, under a kernel of its own");
+    let part = Part {
+        name: &name(options),
+        tier: options.tier,
+        arguments: arguments(options.fs, options.filter.as_deref()),
+        selection: None,
+    };
     let begin = Instant::now();
-    let mut counts = Counts::default();
-    let outcome = guest.run(&job, None, &mut |which, bytes| {
-        pass_through(which, bytes);
-        if which == Output::Stdout {
-            counts.bytes(bytes);
-        }
-    })?;
-    println!("==> guest: {}", guest.explain(&outcome));
-    if guest.interrupted() {
+    let Some(verdict) = part.run(&options.machine)? else {
         return Ok(ExitCode::from(INTERRUPTED));
-    }
-    Ok(conclude(&name, &outcome, counts.sum, begin.elapsed()))
+    };
+    let mut report = Report::default();
+    report.push(part.name, verdict, begin.elapsed());
+    print!("{}", report.render());
+    Ok(if report.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn conclude(name: &str, outcome: &Outcome, sum: (u64, u64), elapsed: Duration) -> ExitCode {
-    let mut report = Report::default();
-    let verdict = match &outcome.end {
+/// What of the suite is run.
+pub(crate) struct Part<'a> {
+    /// For the report.
+    pub(crate) name: &'a str,
+    /// The tier that the agents must have.
+    pub(crate) tier: Tier,
+    /// For the suite's program.
+    pub(crate) arguments: Vec<String>,
+    /// `HSM_CASES`, see `hsm-agent/tests/e2e/main.rs`.
+    pub(crate) selection: Option<&'a str>,
+}
+
+impl Part<'_> {
+    /// Runs it in a guest. `None`: interrupted.
+    pub(crate) fn run(&self, machine: &Machine) -> Result<Option<Verdict>> {
+        if self.tier == Tier::LsmFilter {
+            ebpf::programs()?;
+        }
+        let mut guest = Guest::new(machine)?;
+        let suite = binaries::suite()?;
+        let mut command = vec![suite.display().to_string()];
+        command.extend(self.arguments.iter().cloned());
+        let mut job = guest::job(command)?;
+        job.env.push(("HSM_TIER".to_owned(), self.tier.name().to_owned()));
+        job.env.push(("HSM_SLOW".to_owned(), guest.slowness().to_string()));
+        job.env.extend(self.selection.map(|part| ("HSM_CASES".to_owned(), part.to_owned())));
+        println!("\n==> {}: the same suite as on the host, under a kernel of its own", self.name);
+        let mut counts = Counts::default();
+        let outcome = guest.run(&job, None, &mut |which, bytes| {
+            pass_through(which, bytes);
+            if which == Output::Stdout {
+                counts.bytes(bytes);
+            }
+        })?;
+        println!("==> guest: {}", guest.explain(&outcome));
+        Ok((!guest.interrupted()).then(|| verdict(&outcome, counts.sum)))
+    }
+}
+
+fn verdict(outcome: &Outcome, sum: (u64, u64)) -> Verdict {
+    match &outcome.end {
         End::Ended { .. } if sum == (0, 0) => Verdict::NotRun("no test was run".to_owned()),
         End::Ended { .. } => Verdict::Ran { ok: outcome.ok(), passed: sum.0, failed: sum.1 },
         other => Verdict::NotRun(format!("the guest did not get to its end: {other:?}")),
-    };
-    report.push(name, verdict, elapsed);
-    print!("{}", report.render());
-    if report.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
 }
 
 fn name(options: &Options) -> String {

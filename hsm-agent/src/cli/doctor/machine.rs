@@ -91,8 +91,10 @@ pub(super) fn agent(socket: &Path, status: &Result<Status, ClientError>) -> Chec
     match status {
         Ok(status) => {
             let up = output::duration(status.uptime_seconds);
-            let tier = &status.tier;
-            Check::ok(NAME, format!("version {} runs, tier {tier}, up {up}", status.version))
+            let tiers: Vec<_> =
+                status.pools.iter().map(|p| format!("{} in tier {}", p.name, p.tier)).collect();
+            let tiers = tiers.join(", ");
+            Check::ok(NAME, format!("version {} runs, up {up}; {tiers}", status.version))
         }
         Err(ClientError::NotRunning(_)) => {
             let fact = format!("not running (socket {})", output::path(socket));

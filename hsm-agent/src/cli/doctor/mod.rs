@@ -13,6 +13,7 @@ mod stores;
 use std::ffi::CString;
 use std::time::Duration;
 
+use crate::bpf;
 use crate::config::{Config, ConfigError, PoolConfig};
 use crate::control::client::Client;
 
@@ -69,7 +70,9 @@ fn examine(context: &Context, config: &Result<Config, ConfigError>) -> Result<Re
             pools.push(pool);
         }
     }
-    Ok(Report::new(checks, tiers(privileged, &pools)))
+    let programs = kernel_programs();
+    checks.push(programs_check(&programs));
+    Ok(Report::new(checks, tiers(privileged, &pools, &programs)))
 }
 
 fn configuration(context: &Context, config: &Result<Config, ConfigError>) -> Check {
@@ -116,7 +119,9 @@ fn examine_pool(
         let marker = CString::new(pool.marker.as_str()).map_err(Failure::usage)?;
         found.push(pool::unguarded(&pool.mount, &marker));
     }
-    found.push(context.block_on(async { Ok::<_, Failure>(stores::check(pool).await) })?);
+    let remembered = config.agent.store_identity_path(&pool.name);
+    let check = async { Ok::<_, Failure>(stores::check(pool, remembered).await) };
+    found.push(context.block_on(check)?);
     Ok((found, Interceptable { pool: pool.name.clone(), works }))
 }
 
@@ -134,9 +139,34 @@ struct Interceptable {
     works: bool,
 }
 
+/// Whether this build has kernel programs and this kernel takes them, and otherwise why not.
+fn kernel_programs() -> Result<(), String> {
+    if bpf::object().is_none() {
+        return Err(bpf::BpfError::NotBuiltIn.to_string());
+    }
+    match bpf::probe() {
+        Ok(bpf::Probe::Available) => Ok(()),
+        Ok(other) => Err(other.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn programs_check(programs: &Result<(), String>) -> Check {
+    const NAME: &str = "kernel-programs";
+    match programs {
+        Ok(()) => Check::ok(NAME, "BPF LSM programs can be loaded"),
+        Err(why) => Check::warn(
+            NAME,
+            why.clone(),
+            "without them offline files are protected only while the agent lives; see \
+             docs/OPERATIONS.md",
+        ),
+    }
+}
+
 /// Every tier, best first, with the verdict and its reason.
-fn tiers(privileged: bool, pools: &[Interceptable]) -> Vec<Tier> {
-    const NO_PROGRAMS: &str = "this build has no eBPF programs yet";
+fn tiers(privileged: bool, pools: &[Interceptable], programs: &Result<(), String>) -> Vec<Tier> {
+    const NO_PATCHES: &str = "needs hsm's kernel patches, which this build does not use yet";
     let lame: Vec<&str> = pools.iter().filter(|p| !p.works).map(|p| p.pool.as_str()).collect();
     let (works, why) = if !privileged {
         (false, "the agent's privileges are missing".to_owned())
@@ -147,9 +177,14 @@ fn tiers(privileged: bool, pools: &[Interceptable]) -> Vec<Tier> {
     } else {
         (true, "the agent looks at the marker; one round trip per cached inode".to_owned())
     };
+    let filter = match programs {
+        Ok(()) if works => (true, "a kernel program looks at the marker at every open".to_owned()),
+        Ok(()) => (false, why.clone()),
+        Err(why) => (false, why.clone()),
+    };
     vec![
-        Tier { name: "mark-filter", works: false, why: NO_PROGRAMS.to_owned() },
-        Tier { name: "lsm-filter", works: false, why: NO_PROGRAMS.to_owned() },
+        Tier { name: "mark-filter", works: false, why: NO_PATCHES.to_owned() },
+        Tier { name: "lsm-filter", works: filter.0, why: filter.1 },
         Tier { name: "user-filter", works, why },
     ]
 }
@@ -162,7 +197,7 @@ mod tests {
     fn the_tier_needs_privileges_and_every_pool() {
         let pool = |name: &str, works| Interceptable { pool: name.into(), works };
         let verdict = |privileged, pools: &[Interceptable]| {
-            let tier = tiers(privileged, pools).pop().expect("user-filter is last");
+            let tier = tiers(privileged, pools, &Ok(())).pop().expect("user-filter is last");
             assert_eq!(tier.name, "user-filter");
             (tier.works, tier.why)
         };
@@ -175,8 +210,12 @@ mod tests {
 
     #[test]
     fn better_tiers_say_why_not() {
-        for tier in tiers(true, &[]).iter().take(2) {
-            assert!(!tier.works && tier.why.contains("eBPF"));
-        }
+        let pools = [Interceptable { pool: "a".into(), works: true }];
+        let tiers_with = |programs| tiers(true, &pools, &programs);
+        let [mark, lsm, user] = tiers_with(Err("EPERM".into())).try_into().expect("three");
+        assert!(!mark.works && mark.why.contains("patches"));
+        assert!(!lsm.works && lsm.why == "EPERM");
+        assert!(user.works);
+        assert!(tiers_with(Ok(()))[1].works);
     }
 }

@@ -1,9 +1,10 @@
 //! Can a pool's store be reached, written and read?
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::PoolConfig;
-use crate::store::{self, StoreConfig, StoreError, StoreKind};
+use crate::store::{self, Remembered, StoreConfig, StoreError, StoreKind};
 
 use super::report::Check;
 
@@ -12,13 +13,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 const NAME: &str = "store";
 
-/// Opens the store as the agent does, and lets it check itself.
-pub(super) async fn check(pool: &PoolConfig) -> Check {
+/// Opens the store as the agent does, and lets it check itself. `remembered` is the agent's note of
+/// which store it is.
+pub(super) async fn check(pool: &PoolConfig, remembered: PathBuf) -> Check {
     let place = describe(&pool.store);
     let mut config = pool.store.clone();
     config.deadline = config.deadline.min(PATIENCE);
     config.retries = config.retries.min(1);
-    let result = match store::open(&config) {
+    let result = match store::open(&config, Some(Remembered::read_only(remembered))) {
         Ok(store) => tokio::time::timeout(PATIENCE, store.check()).await,
         Err(error) => Ok(Err(error)),
     };
@@ -35,7 +37,9 @@ pub(super) async fn check(pool: &PoolConfig) -> Check {
 fn remedy(error: &StoreError) -> &'static str {
     match error {
         StoreError::NotFound { .. } => "make the directory or bucket, or mount what it is on",
-        StoreError::Unavailable { .. } => "see that the server runs and can be reached",
+        StoreError::Unavailable { .. } => {
+            "see that the server runs and can be reached, or that the directory's disk is mounted"
+        }
         StoreError::Full { .. } => "make room in the store",
         StoreError::Denied { .. } => "check the keys, or the owner and mode of the directory",
         _ => "see [pool.store] in the configuration",

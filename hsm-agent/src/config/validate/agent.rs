@@ -14,6 +14,7 @@ const MAX_SOCKET_PATH: usize = 107;
 pub(super) fn check_agent(agent: &AgentConfig, findings: &mut Findings<'_>) {
     findings.absolute("agent.state_dir", &agent.state_dir);
     findings.absolute("agent.socket", &agent.socket);
+    findings.absolute("agent.bpf_dir", &agent.bpf_dir);
     let length = agent.socket.as_os_str().as_bytes().len();
     if length > MAX_SOCKET_PATH {
         let message = format!("{length} bytes are too long for the path of a socket");

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use super::{Findings, store};
 use crate::config::raw::{RawCompression, RawPool};
 use crate::config::types::DEFAULT_MARKER;
-use crate::config::{PoolConfig, RangePrograms, RecallMode};
+use crate::config::{PoolConfig, RangePrograms, RecallMode, TierChoice};
 use crate::store::object::Compression;
 use crate::store::{StoreConfig, StoreKind};
 
@@ -36,6 +36,7 @@ pub(super) fn build(index: usize, raw: RawPool, findings: &mut Findings<'_>) -> 
     let at = |key: &str| format!("pool[{index}].{key}");
     check_name(&at("name"), &raw.name, findings);
     check_mount(&at("mount"), &raw.mount, findings);
+    check_tier(index, &raw, findings);
     let marker = raw.marker.unwrap_or_else(|| DEFAULT_MARKER.to_owned());
     check_marker(&at("marker"), &marker, findings);
     let retention = raw.retention.unwrap_or(30 * DAY);
@@ -50,6 +51,7 @@ pub(super) fn build(index: usize, raw: RawPool, findings: &mut Findings<'_>) -> 
         compression: compression(index, &raw.compression, raw.compression_level, findings),
         name: raw.name,
         mount: raw.mount,
+        tier: raw.tier,
         recall: raw.recall,
         range_min_size: raw.range_min_size.unwrap_or(ByteSize::mib(64)),
         early_answer: raw.early_answer.unwrap_or(false),
@@ -59,6 +61,22 @@ pub(super) fn build(index: usize, raw: RawPool, findings: &mut Findings<'_>) -> 
         retention,
         // The placeholder goes nowhere: without the section there is no configuration.
         store: raw.store.unwrap_or_else(|| StoreConfig::of_kind(StoreKind::Memory)),
+    }
+}
+
+/// In tier lsm-filter the kernel lets nobody but the agent have a file open whose marker is set.
+fn check_tier(index: usize, raw: &RawPool, findings: &mut Findings<'_>) {
+    if raw.tier != TierChoice::LsmFilter {
+        return;
+    }
+    let hint = "tier = \"user-filter\", or remove the key";
+    let key = format!("pool[{index}].recall");
+    if raw.recall == RecallMode::Range {
+        findings.error(&key, "tier lsm-filter always brings whole files back", hint);
+    }
+    let key = format!("pool[{index}].early_answer");
+    if raw.early_answer == Some(true) {
+        findings.error(&key, "tier lsm-filter cannot answer before the marker is gone", hint);
     }
 }
 

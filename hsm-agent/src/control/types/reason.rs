@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::marker::{InodeError, Unjudged};
+
 /// A stable code. Scripts match on it; the sentence beside it (`detail`) is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -44,6 +46,8 @@ pub enum Reason {
     ObjectCorrupt,
     /// The marker, record or map on the inode cannot be decoded.
     UnreadableMarker,
+    /// The marker was written for another file and copied here.
+    ForeignMarker,
     /// The caller may not do this.
     Permission,
     /// The path does not exist.
@@ -73,6 +77,15 @@ impl fmt::Display for Reason {
 }
 
 impl Reason {
+    /// The code for attributes that say nothing.
+    pub fn of_inode(error: &InodeError) -> Self {
+        match error {
+            InodeError::Io { source, .. } => Self::of_io(source),
+            InodeError::Unjudged(Unjudged::Foreign) => Self::ForeignMarker,
+            _ => Self::UnreadableMarker,
+        }
+    }
+
     /// The code for an error of the operating system.
     pub fn of_io(error: &std::io::Error) -> Self {
         use std::io::ErrorKind;
@@ -98,6 +111,7 @@ mod tests {
             (Reason::OpenElsewhere, "open-elsewhere"),
             (Reason::NotArchived, "not-archived"),
             (Reason::StoreUnavailable, "store-unavailable"),
+            (Reason::ForeignMarker, "foreign-marker"),
             (Reason::Io, "io"),
         ] {
             assert_eq!(reason.to_string(), code);

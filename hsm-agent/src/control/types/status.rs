@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Reason, WirePath};
 use crate::core::{FileState, ObjectId};
+use crate::marker::{Facts, PolicyFlags};
+use crate::sys::inode::Stat;
 
 /// The agent as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,10 +18,9 @@ pub struct Status {
     pub engine_pid: Option<u32>,
     /// Process of the holder.
     pub holder_pid: Option<u32>,
-    /// Interceptor tier in use, for example `user-filter`.
-    pub tier: String,
-    /// Why this tier and no better one.
-    pub tier_reason: String,
+    /// What the kernel programs counted since they were installed, by name. Empty: there are none.
+    #[serde(default)]
+    pub programs: Vec<ProgramCount>,
     /// Seconds since the engine started.
     pub uptime_seconds: u64,
     /// Times that the holder started the engine again.
@@ -41,6 +42,15 @@ impl Status {
     }
 }
 
+/// One counter of the kernel programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramCount {
+    /// What was counted.
+    pub name: String,
+    /// How often.
+    pub count: u64,
+}
+
 /// One pool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PoolStatus {
@@ -50,6 +60,10 @@ pub struct PoolStatus {
     pub mount: PathBuf,
     /// File system type, as in /proc/mounts.
     pub fs_type: String,
+    /// Interceptor tier in use, for example `user-filter`.
+    pub tier: String,
+    /// Why this tier and no better one.
+    pub tier_reason: String,
     /// Where the copies are.
     pub store: StoreStatus,
     /// Files and bytes by state, as the catalogue knows them.
@@ -170,6 +184,23 @@ pub struct StateReport {
     /// Anything worth a sentence.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
+}
+
+impl StateReport {
+    /// Of what is known of the file.
+    pub fn new(path: WirePath, facts: Facts, stat: &Stat) -> Self {
+        Self {
+            path,
+            state: facts.state,
+            pinned: facts.policy.contains(PolicyFlags::PINNED),
+            noarchive: facts.policy.contains(PolicyFlags::NOARCHIVE),
+            size: stat.size,
+            local_bytes: stat.allocated,
+            object: facts.object,
+            archived_at: facts.copy.map(|copy| copy.archived_at_ns.div_euclid(1_000_000_000)),
+            detail: facts.detail,
+        }
+    }
 }
 
 /// A path that could not be looked at. The others of the request can.

@@ -19,8 +19,9 @@ use crate::sys::inode;
 use crate::sys::lease::{Lease, LeaseKind};
 
 /// Files and bytes of an archive batch: the read leases of a batch are held until the store was
-/// flushed, so it must not take long.
-const ARCHIVE_BATCH: BatchLimit = BatchLimit { files: 512, bytes: 64 << 20 };
+/// flushed, so it must not take long (whoever breaks one does not wait, but the copy is wasted).
+/// Every batch costs a flush and dirties most pages of the catalogue: many small files go together.
+const ARCHIVE_BATCH: BatchLimit = BatchLimit { files: 2048, bytes: 64 << 20 };
 /// Recalls that a job has in work at once, per worker.
 const RECALL_BATCH: BatchLimit = BatchLimit { files: 32, bytes: 64 << 20 };
 

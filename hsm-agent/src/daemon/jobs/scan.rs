@@ -14,12 +14,13 @@ use crate::control::{ApiError, ApiErrorKind};
 use crate::core::FileState;
 use crate::daemon::outcome::{Candidate, FileOutcome};
 use crate::daemon::pool::{Pool, now_ns};
-use crate::marker::{InodeFd, MarkerState};
+use crate::marker::InodeFd;
 use crate::scanner::{Found, Walker};
 use crate::sys::handle;
 
 /// Rows per transaction.
 const BATCH: usize = 1024;
+
 pub(super) fn run(job: &Job) -> Result<(), ApiError> {
     let wanted = job.request.pool.as_deref();
     let pools: Vec<_> =
@@ -102,29 +103,26 @@ impl Scan<'_> {
                 self.batch.upserts.push(row);
             }
             Ok(None) => {}
-            Err(outcome) => self.job.report(&candidate.name, outcome),
+            Err(outcome) => {
+                if outcome.reason == Some(Reason::ForeignMarker) {
+                    // An earlier scan may have taken it for offline.
+                    self.batch.removes.push(candidate.file.key.clone());
+                }
+                self.job.report(&candidate.name, outcome);
+            }
         }
         Ok(())
     }
 
     /// `None`: hsm has written nothing on this inode.
     fn row(&self, candidate: &Candidate) -> Result<Option<FileRow>, FileOutcome> {
-        let fd = InodeFd::Path(candidate.path.as_fd());
-        let marker = self.pool.attributes.marker(fd)?;
-        let record = self.pool.attributes.record(fd)?;
-        let copy = record.and_then(|r| r.archived);
-        let generation = copy.map_or(0, |c| c.version.generation);
-        let mut version = candidate.stat.version(generation);
-        let state = match (&marker, &copy) {
-            (Some(m), _) => match m.state {
-                MarkerState::Offline => FileState::Offline,
-                MarkerState::Partial => FileState::Partial,
-                MarkerState::Lost => FileState::Lost,
-            },
-            (None, Some(c)) if version.same_data_times(&c.version) => FileState::Archived,
-            (None, Some(_)) => FileState::Dirty,
-            (None, None) => return Ok(None),
-        };
+        let (fd, key) = (InodeFd::Path(candidate.path.as_fd()), &candidate.file.key);
+        let facts = self.pool.attributes.facts(fd, &candidate.stat, Some(key))?;
+        if facts.state == FileState::Resident {
+            return Ok(None);
+        }
+        let recorded = facts.copy.map_or(0, |c| c.version.generation);
+        let mut version = candidate.stat.version(key.generation().unwrap_or(recorded));
         let known = self.pool.catalog.get(&candidate.file.key).ok().flatten();
         let vouched = known.is_some_and(|k| k.version.ctime_ns == version.ctime_ns);
         if !vouched {
@@ -133,12 +131,12 @@ impl Scan<'_> {
         }
         Ok(Some(FileRow {
             key: candidate.file.key.clone(),
-            object: marker.map(|m| m.object).or(copy.map(|c| c.object)),
-            state,
+            object: facts.object,
+            state: facts.state,
             version,
             local_bytes: Some(candidate.stat.allocated),
             path_hint: self.pool.relative(&candidate.name),
-            archived_at_ns: copy.map(|c| c.archived_at_ns),
+            archived_at_ns: facts.copy.map(|c| c.archived_at_ns),
         }))
     }
 

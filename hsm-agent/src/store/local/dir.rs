@@ -6,7 +6,6 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -88,10 +87,8 @@ fn read_exact(key: &ObjectKey, file: &OwnedFd, range: Range<u64>) -> Result<Byte
 }
 
 impl Dir {
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(super) fn open(root: OwnedFd) -> Result<Self> {
         let fail = |e| error(Subject::Store, e);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(fail)?;
         let barrier = Barrier::new(rustix::io::fcntl_dupfd_cloexec(&root, 0).map_err(fail)?);
         let temp = open_or_make_dir(&root, TEMP_DIR).map_err(fail)?;
         let shards = std::array::from_fn(|_| OnceLock::new());

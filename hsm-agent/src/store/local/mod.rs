@@ -1,6 +1,7 @@
 //! A store in a local directory.
 //!
 //! ```text
+//! root/hsm-store       which store this is (`identity`)
 //! root/00 … root/ff    fan-out directories, made when first needed
 //! root/00/1122…        one object each
 //! root/tmp/…           objects that are being written
@@ -23,10 +24,12 @@
 mod barrier;
 mod dir;
 mod errno;
+mod identity;
+mod place;
 mod sink;
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -41,13 +44,14 @@ use super::{
     Subject, Tail,
 };
 use dir::Dir;
+pub use identity::Remembered;
+use place::Place;
 use sink::LocalSink;
 
 /// Objects as files below a directory. Clones share the open directory.
 #[derive(Debug, Clone)]
 pub struct LocalStore {
-    dir: Arc<Dir>,
-    path: PathBuf,
+    place: Arc<Place>,
 }
 
 /// Listing stops reading directories while this many results wait for their reader.
@@ -57,12 +61,18 @@ impl LocalStore {
     /// Opens the store in the directory `path`, which must exist: a store whose file system is not
     /// mounted should be an error, not a new store below the mount point.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { dir: Arc::new(Dir::open(path)?), path: path.to_owned() })
+        Self::open_as(path, None)
+    }
+
+    /// [`open`](Self::open), only if the directory is the store that is remembered. A store that
+    /// is not there now, but was once, is [`StoreError::Unavailable`] to each operation until it is.
+    pub fn open_as(path: &Path, remembered: Option<Remembered>) -> Result<Self> {
+        Ok(Self { place: Arc::new(Place::open(path, remembered)?) })
     }
 
     /// The store's directory.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.place.path()
     }
 
     /// Runs `f` where blocking is allowed.
@@ -71,8 +81,8 @@ impl LocalStore {
         T: Send + 'static,
         F: FnOnce(&Dir) -> Result<T> + Send + 'static,
     {
-        let dir = self.dir.clone();
-        hop(subject.into(), move || f(&dir)).await
+        let place = Arc::clone(&self.place);
+        hop(subject.into(), move || f(place.dir()?)).await
     }
 }
 
@@ -95,8 +105,9 @@ impl Store for LocalStore {
     }
 
     async fn writer(&self, key: &ObjectKey) -> Result<Box<dyn ObjectSink>> {
-        let (key, dir) = (*key, self.dir.clone());
-        let sink = hop((&key).into(), move || LocalSink::create(dir, key)).await?;
+        let (key, place) = (*key, Arc::clone(&self.place));
+        let create = move || LocalSink::create(Arc::clone(place.dir()?), key);
+        let sink = hop((&key).into(), create).await?;
         Ok(Box::new(AsyncSink { key, sink: Some(sink) }))
     }
 
@@ -121,10 +132,13 @@ impl Store for LocalStore {
     }
 
     fn list(&self) -> BoxStream<'static, Result<ObjectStat>> {
-        let dir = self.dir.clone();
+        let place = Arc::clone(&self.place);
         let (tx, rx) = tokio::sync::mpsc::channel(LIST_AHEAD);
         // Ends by itself when the receiver is dropped.
-        tokio::task::spawn_blocking(move || dir.list(&mut |item| tx.blocking_send(item).is_ok()));
+        tokio::task::spawn_blocking(move || match place.dir() {
+            Ok(dir) => dir.list(&mut |item| tx.blocking_send(item).is_ok()),
+            Err(e) => drop(tx.blocking_send(Err(e))),
+        });
         ReceiverStream::new(rx).boxed()
     }
 
@@ -137,34 +151,34 @@ impl Store for LocalStore {
     }
 
     fn blocking(&self) -> Option<&dyn BlockingStore> {
-        Some(&self.dir)
+        Some(&self.place)
     }
 }
 
-/// On the shared directory and not on [`LocalStore`], whose methods of these names are async.
-impl BlockingStore for Arc<Dir> {
+/// On the shared place and not on [`LocalStore`], whose methods of these names are async.
+impl BlockingStore for Arc<Place> {
     fn put(&self, key: &ObjectKey, body: &[u8]) -> Result<()> {
-        Dir::put(self, key, body)
+        self.dir()?.put(key, body)
     }
 
     fn writer(&self, key: &ObjectKey) -> Result<Box<dyn BlockingSink>> {
-        Ok(Box::new(LocalSink::create(self.clone(), *key)?))
+        Ok(Box::new(LocalSink::create(Arc::clone(self.dir()?), *key)?))
     }
 
     fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> Result<Bytes> {
-        Dir::get_range(self, key, range)
+        self.dir()?.get_range(key, range)
     }
 
     fn get_tail(&self, key: &ObjectKey, n: u64) -> Result<Tail> {
-        Dir::get_tail(self, key, n)
+        self.dir()?.get_tail(key, n)
     }
 
     fn delete(&self, key: &ObjectKey) -> Result<()> {
-        Dir::delete(self, key)
+        self.dir()?.delete(key)
     }
 
     fn flush(&self) -> Result<()> {
-        Dir::flush(self)
+        self.dir()?.flush()
     }
 }
 

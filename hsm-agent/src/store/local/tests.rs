@@ -12,6 +12,10 @@ fn store() -> (tempfile::TempDir, LocalStore) {
     (dir, store)
 }
 
+fn dir_of(store: &LocalStore) -> &Arc<Dir> {
+    store.place.dir().expect("open")
+}
+
 fn key() -> ObjectKey {
     ObjectKey::new(ObjectId::random())
 }
@@ -44,16 +48,16 @@ fn symbolic_links_in_the_store_are_not_followed() {
     let key = key();
     let object = dir.path().join(key.to_string());
     symlink(outside.path(), object.parent().expect("parent")).expect("symlink of a directory");
-    store.dir.put(&key, b"x").expect_err("put through a link");
+    dir_of(&store).put(&key, b"x").expect_err("put through a link");
     std::fs::write(outside.path().join(key.file_name()), "outside").expect("write");
-    let read = store.dir.get_tail(&key, 10);
+    let read = dir_of(&store).get_tail(&key, 10);
     assert!(matches!(read, Err(StoreError::Denied { .. } | StoreError::Failed { .. })), "{read:?}");
     assert_eq!(names(outside.path()), [key.file_name()]);
 
     std::fs::remove_file(object.parent().expect("parent")).expect("remove link");
     std::fs::create_dir(object.parent().expect("parent")).expect("mkdir");
     symlink(outside.path().join(key.file_name()), &object).expect("symlink of an object");
-    let read = store.dir.get_tail(&key, 10);
+    let read = dir_of(&store).get_tail(&key, 10);
     assert!(matches!(read, Err(StoreError::Denied { .. })), "{read:?}");
 }
 
@@ -88,10 +92,10 @@ async fn foreign_names_are_not_listed() {
 fn an_object_that_shrinks_while_it_is_read_is_an_error() {
     let (dir, store) = store();
     let key = key();
-    store.dir.put(&key, &[1; 100]).expect("put");
+    dir_of(&store).put(&key, &[1; 100]).expect("put");
     let path = dir.path().join(key.to_string());
     std::fs::File::options().write(true).open(&path).expect("open").set_len(50).expect("truncate");
-    let read = store.dir.get_range(&key, 0..100);
+    let read = dir_of(&store).get_range(&key, 0..100);
     assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
 }
 
@@ -100,17 +104,17 @@ fn a_directory_in_an_objects_place_is_an_error() {
     let (dir, store) = store();
     let key = key();
     std::fs::create_dir_all(dir.path().join(key.to_string())).expect("mkdir");
-    store.dir.get_tail(&key, 1).expect_err("a directory has no bytes");
-    store.dir.delete(&key).expect_err("a directory is not removed");
+    dir_of(&store).get_tail(&key, 1).expect_err("a directory has no bytes");
+    dir_of(&store).delete(&key).expect_err("a directory is not removed");
 }
 
 #[test]
 fn a_store_whose_directories_vanish_says_so() {
     let (dir, store) = store();
     let key = key();
-    store.dir.put(&key, b"x").expect("put");
+    dir_of(&store).put(&key, b"x").expect("put");
     std::fs::remove_dir_all(dir.path().join(ObjectKey::shard_name(key.shard()))).expect("rmdir");
-    let put = store.dir.put(&key, b"x");
+    let put = dir_of(&store).put(&key, b"x");
     assert!(matches!(put, Err(StoreError::Failed { .. })), "not a missing object: {put:?}");
 }
 
@@ -128,9 +132,9 @@ fn a_full_file_system_is_full_and_leaves_nothing() {
 fn a_torn_object_of_a_crash_is_replaced_as_a_whole() {
     let (dir, store) = store();
     let key = key();
-    store.dir.put(&key, b"torn").expect("put");
-    store.dir.put(&key, b"whole object").expect("put again");
-    assert_eq!(store.dir.get_tail(&key, 99).expect("tail").bytes, &b"whole object"[..]);
+    dir_of(&store).put(&key, b"torn").expect("put");
+    dir_of(&store).put(&key, b"whole object").expect("put again");
+    assert_eq!(dir_of(&store).get_tail(&key, 99).expect("tail").bytes, &b"whole object"[..]);
     assert_eq!(names(&dir.path().join("tmp")), [""; 0]);
 }
 
@@ -138,16 +142,16 @@ fn a_torn_object_of_a_crash_is_replaced_as_a_whole() {
 fn a_put_that_fails_late_does_not_remove_its_successor() {
     let (dir, store) = store();
     let key = key();
-    store.dir.put(&key, b"hangs").expect("first put");
+    dir_of(&store).put(&key, b"hangs").expect("first put");
     let shard = dir.path().join(ObjectKey::shard_name(key.shard()));
     let hanging = std::fs::File::open(shard.join(key.file_name())).expect("open").into();
     let shard = std::fs::File::open(shard).expect("open").into();
-    store.dir.put(&key, b"stored again").expect("second put");
-    store.dir.remove_failed(&shard, &key.file_name(), &hanging);
-    assert_eq!(store.dir.head(&key).expect("still there").size, 12);
+    dir_of(&store).put(&key, b"stored again").expect("second put");
+    dir_of(&store).remove_failed(&shard, &key.file_name(), &hanging);
+    assert_eq!(dir_of(&store).head(&key).expect("still there").size, 12);
     let stored = std::fs::File::open(dir.path().join(key.to_string())).expect("open").into();
-    store.dir.remove_failed(&shard, &key.file_name(), &stored);
-    store.dir.head(&key).expect_err("its own failure does remove it");
+    dir_of(&store).remove_failed(&shard, &key.file_name(), &stored);
+    dir_of(&store).head(&key).expect_err("its own failure does remove it");
 }
 
 #[test]
@@ -156,8 +160,8 @@ fn large_objects_become_visible_as_a_whole() {
     let key = key();
     let temp = dir.path().join("tmp");
     std::fs::remove_dir(&temp).expect("rmdir");
-    store.dir.put(&key, &[1; 1 << 20]).expect_err("needs tmp, which is gone");
-    assert!(matches!(store.dir.head(&key), Err(StoreError::NotFound { .. })));
+    dir_of(&store).put(&key, &[1; 1 << 20]).expect_err("needs tmp, which is gone");
+    assert!(matches!(dir_of(&store).head(&key), Err(StoreError::NotFound { .. })));
 }
 
 /// Runs the ignored test below in a process whose files may not exceed 8 KiB.
@@ -178,14 +182,48 @@ fn child_with_a_file_size_limit() {
     let (dir, store) = store();
     let key = key();
     for size in [100_000, 1_000_000] {
-        let put = store.dir.put(&key, &vec![1; size]);
+        let put = dir_of(&store).put(&key, &vec![1; size]);
         assert!(matches!(put, Err(StoreError::Full { .. })), "{put:?}");
-        assert!(matches!(store.dir.head(&key), Err(StoreError::NotFound { .. })));
+        assert!(matches!(dir_of(&store).head(&key), Err(StoreError::NotFound { .. })));
     }
-    let mut sink = LocalSink::create(store.dir.clone(), key).expect("sink");
+    let mut sink = LocalSink::create(Arc::clone(dir_of(&store)), key).expect("sink");
     sink.write(&[1; 8000]).expect("below the limit");
     sink.write(&[1; 80_000]).expect_err("above the limit");
     Box::new(sink).finish().expect_err("finish after a failed write");
-    assert!(matches!(store.dir.head(&key), Err(StoreError::NotFound { .. })));
+    assert!(matches!(dir_of(&store).head(&key), Err(StoreError::NotFound { .. })));
     assert_eq!(names(&dir.path().join("tmp")), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_known_store_that_is_not_there_is_unavailable_until_it_is() {
+    let parent = tempfile::tempdir().expect("tempdir");
+    let (path, away) = (parent.path().join("store"), parent.path().join("away"));
+    let remembered = || Some(Remembered::in_file(parent.path().join("pool.store")));
+    let key = key();
+    LocalStore::open_as(&path, remembered()).expect_err("no directory, and none is known");
+    std::fs::create_dir(&path).expect("mkdir");
+    let store = LocalStore::open_as(&path, remembered()).expect("first use");
+    store.put(&key, Bytes::from_static(b"x")).await.expect("put");
+    std::fs::rename(&path, &away).expect("unmount");
+    for mount_point in [false, true] {
+        if mount_point {
+            std::fs::create_dir(&path).expect("mkdir");
+        }
+        let store = LocalStore::open_as(&path, remembered()).expect("the agent runs");
+        for refused in [
+            store.put(&key, Bytes::from_static(b"y")).await.err(),
+            store.get_tail(&key, 1).await.err(),
+            store.list().next().await.and_then(Result::err),
+            store.blocking().and_then(|b| b.get_tail(&key, 1).err()),
+        ] {
+            assert!(matches!(refused, Some(StoreError::Unavailable { .. })), "{refused:?}");
+        }
+        if !mount_point {
+            continue;
+        }
+        assert_eq!(names(&path), [""; 0], "nothing is written to the wrong disk");
+        std::fs::remove_dir(&path).expect("rmdir");
+        std::fs::rename(&away, &path).expect("mount");
+        assert_eq!(store.get_tail(&key, 1).await.expect("tail").bytes, &b"x"[..]);
+    }
 }

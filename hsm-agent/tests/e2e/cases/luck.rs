@@ -5,15 +5,17 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use hsm_lab::Run;
+use hsm_lab::{LoopFs, Run, loopfs};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use super::cases;
-use crate::fixture::{Pool, Sample, assert_read_fails};
+use super::mounts::Mount;
+use crate::fixture::{Pool, STORE_IDENTITY, Sample, assert_read_fails};
 
 const MIB: u64 = 1 << 20;
 const EIO: i32 = Errno::IO.raw_os_error();
+const EAGAIN: i32 = Errno::AGAIN.raw_os_error();
 const ENOSPC: i32 = Errno::NOSPC.raw_os_error();
 
 cases! {
@@ -23,6 +25,9 @@ cases! {
     an_object_of_another_file_is_an_error with quick,
     a_full_disk_is_an_error_and_loses_nothing with quick,
     a_full_store_leaves_the_file_resident,
+    an_unmounted_store_denies_until_it_is_mounted with |config| {
+        config.store_options.push("retries = 1".into());
+    },
     a_marker_with_a_bad_checksum_is_an_error,
     a_marker_of_an_unknown_version_is_an_error,
     config_nonsense_is_explained,
@@ -114,14 +119,71 @@ fn fill_up(pool: &Pool, rest: u64) -> Result<PathBuf> {
 fn a_full_store_leaves_the_file_resident(pool: &mut Pool) -> Result<()> {
     pool.stop()?;
     let store = pool.store().to_path_buf();
+    let identity = fs::read(store.join(STORE_IDENTITY))?;
     let tmpfs = Run::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]);
     tmpfs.args([&store]).ok()?;
+    fs::write(store.join(STORE_IDENTITY), identity)?;
     let result = archive_into_full_store(pool);
     Run::new("umount").args(["-l"]).args([&store]).ok()?;
     let file = result?;
     pool.start()?;
     pool.offline(&file.path)?;
     file.check()
+}
+
+fn an_unmounted_store_denies_until_it_is_mounted(pool: &mut Pool) -> Result<()> {
+    // A store of its own disk, known to the agent from here on.
+    pool.stop()?;
+    fs::remove_dir_all(pool.config.state_dir())?;
+    let mut disk = LoopFs::create(pool.kind, &pool.outside(""), "disk", loopfs::IMAGE_BYTES)?;
+    pool.config.store = disk.path().to_path_buf();
+    pool.start()?;
+    let file = pool.offline_file("file", MIB)?;
+    let other = pool.file("other", MIB)?;
+    pool.stop()?;
+
+    disk.unmount()?;
+    pool.start()?;
+    store_is_away(pool, &file, &other, "not mounted")?;
+    ensure!(fs::read_dir(disk.path())?.next().is_none(), "the mount point was written to");
+
+    let wrong = Mount::new(&["-t", "tmpfs"], "tmpfs", disk.path())?;
+    fs::write(disk.path().join(STORE_IDENTITY), format!("hsm-store 1 {:032x}\n", 1))?;
+    store_is_away(pool, &file, &other, "another store")?;
+    drop(wrong);
+
+    disk.mount()?;
+    file.check()?;
+    pool.offline(&other.path)?;
+    other.check()?;
+
+    // In use it cannot be unmounted; taken out of the tree by force, it is still the store.
+    pool.offline(&file.path)?;
+    let busy = Run::new("umount").args([disk.path()]).output()?;
+    ensure!(busy.code() != 0, "the store in use was unmounted");
+    Run::new("umount").args(["-l"]).args([disk.path()]).ok()?;
+    file.check()?;
+    pool.stop()?;
+    disk.mount()?;
+    pool.start()?;
+    pool.offline(&file.path)?;
+    file.check()?;
+    pool.stop()?;
+    disk.unmount()
+}
+
+fn store_is_away(pool: &mut Pool, offline: &Sample, resident: &Sample, why: &str) -> Result<()> {
+    assert_read_fails(&offline.path, &[EAGAIN])?;
+    pool.assert_offline(&offline.path)?;
+    let report = pool.hsm.verb("archive", [resident])?;
+    ensure!(report.code == 1, "archived without a store: {}", report.output.describe());
+    ensure!(report.reason() == "store-unavailable", "{}", report.output.describe());
+    pool.assert_state(&resident.path, &["resident"])?;
+    let log = pool.agent()?.log();
+    ensure!(log.contains(why), "the log does not say: {why}");
+    let doctor = pool.hsm.command(["doctor"]).output()?;
+    ensure!(doctor.text().contains(why), "doctor does not say {why}: {}", doctor.describe());
+    Ok(())
 }
 
 fn archive_into_full_store(pool: &mut Pool) -> Result<Sample> {

@@ -1,9 +1,10 @@
 //! All cases, one file per subject.
 
-use crate::fixture::Case;
+use crate::fixture::{Case, Needs};
 
 mod copying;
 mod files;
+mod guarded;
 mod luck;
 mod mapping;
 mod metadata;
@@ -26,6 +27,7 @@ macro_rules! cases {
             $crate::fixture::Case {
                 name: stringify!($name),
                 configure: cases!(@configure $($configure)?),
+                needs: $crate::fixture::Needs::Anything,
                 run: $name,
             }
         ),*];
@@ -35,29 +37,34 @@ macro_rules! cases {
 }
 use cases;
 
-/// Every case.
-pub(crate) fn all() -> impl Iterator<Item = Case> {
+/// Every case, with the name of its subject.
+pub(crate) fn all() -> impl Iterator<Item = (&'static str, Case)> {
+    let guarded = guarded::CASES.iter().map(|case| Case { needs: Needs::LsmFilter, ..*case });
+    anywhere().chain(guarded.map(|case| ("guarded", case)))
+}
+
+fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
     let lists = [
-        reading::CASES,
-        copying::CASES,
-        programs::CASES,
-        mapping::CASES,
-        syscalls::CASES,
-        modifying::CASES,
-        files::CASES,
-        mounts::CASES,
-        metadata::CASES,
-        refusing::CASES,
-        luck::CASES,
-        remote::CASES,
-        processes::CASES,
-        operating::CASES,
-        regressions::CASES,
+        ("reading", reading::CASES),
+        ("copying", copying::CASES),
+        ("programs", programs::CASES),
+        ("mapping", mapping::CASES),
+        ("syscalls", syscalls::CASES),
+        ("modifying", modifying::CASES),
+        ("files", files::CASES),
+        ("mounts", mounts::CASES),
+        ("metadata", metadata::CASES),
+        ("refusing", refusing::CASES),
+        ("luck", luck::CASES),
+        ("remote", remote::CASES),
+        ("processes", processes::CASES),
+        ("operating", operating::CASES),
+        ("regressions", regressions::CASES),
     ];
-    lists.into_iter().flatten().copied()
+    lists.into_iter().flat_map(|(subject, cases)| cases.iter().map(move |case| (subject, *case)))
 }
 
 /// The names of all cases.
 pub(crate) fn names() -> Vec<&'static str> {
-    all().map(|case| case.name).collect()
+    all().map(|(_, case)| case.name).collect()
 }

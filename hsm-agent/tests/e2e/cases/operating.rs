@@ -2,8 +2,12 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use hsm_lab::patience;
 
 use super::cases;
 use crate::fixture::{Pool, Sample};
@@ -22,9 +26,12 @@ cases! {
     symlinks_and_relative_paths_lead_to_files,
 }
 
+/// The least size of a file of [`some`].
+const SIZE: u64 = 100_000;
+
 fn some(pool: &mut Pool, count: u64) -> Result<Vec<Sample>> {
     fs::create_dir(pool.path("d"))?;
-    (0..count).map(|i| pool.file(format!("d/f{i}.dat"), 100_000 + i)).collect()
+    (0..count).map(|i| pool.file(format!("d/f{i}.dat"), SIZE + i)).collect()
 }
 
 fn exit_codes_tell_the_outcome(pool: &mut Pool) -> Result<()> {
@@ -121,7 +128,7 @@ fn an_interrupt_stops_between_files(pool: &mut Pool) -> Result<()> {
     let dir = pool.path("d");
     let args = ["archive".as_ref(), "-r".as_ref(), dir.as_os_str()];
     let running = pool.hsm.command(args).start()?;
-    std::thread::sleep(std::time::Duration::from_millis(700));
+    wait_for_an_object(pool)?;
     let pid = i32::try_from(running.pid())?;
     hsm_lab::run::kill(pid, rustix::process::Signal::INT);
     let out = running.finish()?;
@@ -134,6 +141,17 @@ fn an_interrupt_stops_between_files(pool: &mut Pool) -> Result<()> {
         file.check()?;
     }
     ensure!((1..30).contains(&archived), "{archived} of 30 were archived");
+    Ok(())
+}
+
+/// Until the first file is in the store.
+fn wait_for_an_object(pool: &Pool) -> Result<()> {
+    let end = Instant::now() + patience(Duration::from_secs(20));
+    let whole = |path: &PathBuf| fs::metadata(path).is_ok_and(|meta| meta.len() >= SIZE);
+    while !pool.objects()?.iter().any(whole) {
+        ensure!(Instant::now() < end, "nothing is archived");
+        thread::sleep(Duration::from_millis(10));
+    }
     Ok(())
 }
 

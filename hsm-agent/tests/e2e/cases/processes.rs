@@ -5,7 +5,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use hsm_lab::patience;
+use hsm_lab::run::kill;
+use hsm_lab::{PoolConfig, patience};
+use rustix::process::Signal;
 
 use super::cases;
 use crate::fixture::{Pool, STOP_LIMIT, Sample};
@@ -15,6 +17,8 @@ const MIB: u64 = 1 << 20;
 cases! {
     readers_survive_the_death_of_the_engine,
     readers_survive_repeated_deaths_of_the_engine,
+    readers_survive_an_engine_that_hangs with quick_watchdog,
+    a_long_recall_is_no_hang with quick_watchdog,
     archives_survive_the_death_of_the_engine,
     a_clean_stop_answers_every_waiting_reader,
     a_killed_reader_frees_itself,
@@ -22,6 +26,9 @@ cases! {
     waiters_can_be_aborted,
     offline_files_survive_the_death_of_the_holder,
     offline_files_survive_the_death_of_both_processes,
+    a_service_manager_keeps_the_files_closed_when_both_processes_die with |config| {
+        config.keeps = true;
+    },
     a_restarted_agent_serves_its_offline_files,
     a_lost_catalogue_is_rebuilt,
 }
@@ -73,6 +80,44 @@ fn readers_survive_repeated_deaths_of_the_engine(pool: &mut Pool) -> Result<()> 
     all_right(&files, readers)?;
     pool.restart_fast()?;
     pool.offline_file("after", MIB)?.check()
+}
+
+/// Silence of one second costs the engine its life, instead of a minute.
+fn quick_watchdog(config: &mut PoolConfig) {
+    config.environment.push(("HSM_ENGINE_HANG_LIMIT_MS".into(), "1000".into()));
+}
+
+fn readers_survive_an_engine_that_hangs(pool: &mut Pool) -> Result<()> {
+    let (files, readers) = waiting_readers(pool, 3)?;
+    let late = pool.file("late", MIB)?;
+    let engines = pool.agent()?.engines();
+    ensure!(engines.len() == 1, "engines: {engines:?}");
+    kill(engines[0], Signal::STOP);
+    // Its open waits for an engine that has not been told of it yet.
+    let opened = late.path.clone();
+    let opener = thread::spawn(move || fs::read(opened));
+    all_right(&files, readers)?;
+    all_right(std::slice::from_ref(&late), vec![opener])?;
+    ensure!(pool.agent()?.engines() != engines, "the engine that hung is still there");
+    ensure!(pool.agent()?.log().contains("the engine hangs"), "the log does not say so");
+    ensure!(restarts(pool)? == 1, "{} restarts", restarts(pool)?);
+    files.iter().try_for_each(Sample::check)
+}
+
+fn a_long_recall_is_no_hang(pool: &mut Pool) -> Result<()> {
+    let begin = Instant::now();
+    let (files, readers) = waiting_readers(pool, 3)?;
+    all_right(&files, readers)?;
+    ensure!(begin.elapsed() > Duration::from_secs(4), "the recalls were not long");
+    // Nor is having nothing to do.
+    thread::sleep(Duration::from_secs(3));
+    ensure!(restarts(pool)? == 0, "the engine was killed");
+    Ok(())
+}
+
+fn restarts(pool: &mut Pool) -> Result<u64> {
+    let status = pool.hsm.status()?;
+    status.get("engine_restarts").and_then(|n| n.as_u64()).context("no count of restarts")
 }
 
 fn archives_survive_the_death_of_the_engine(pool: &mut Pool) -> Result<()> {
@@ -214,6 +259,37 @@ fn offline_files_survive_the_death_of_both_processes(pool: &mut Pool) -> Result<
     pool.start()?;
     pool.restart_fast()?;
     quiet.check()?;
+    files.iter().try_for_each(Sample::check)
+}
+
+fn a_service_manager_keeps_the_files_closed_when_both_processes_die(pool: &mut Pool) -> Result<()> {
+    let (quiet, online) = (pool.offline_file("quiet", MIB)?, pool.file("online", MIB)?);
+    let (mut files, mut readers) = waiting_readers(pool, 3)?;
+    let mut agent = pool.take_agent()?;
+    let mut kept = agent.take_kept();
+    ensure!(kept.len() == 1, "{} descriptors were given to be kept", kept.len());
+    agent.killer().kill();
+    agent.kill_holder()?;
+    for late in [&quiet, &online] {
+        let path = late.path.clone();
+        readers.push(thread::spawn(move || fs::read(path)));
+        files.push(late.clone());
+    }
+    thread::sleep(Duration::from_secs(1));
+    let done = readers.iter().filter(|reader| reader.is_finished()).count();
+    ensure!(done == 0, "{done} readers went on while there was no agent");
+    pool.start_keeping(kept.pop())?;
+    let end = Instant::now() + Duration::from_secs(10);
+    while readers.iter().any(|reader| !reader.is_finished()) {
+        ensure!(Instant::now() < end, "a reader waits on for the dead agent");
+        thread::sleep(Duration::from_millis(20));
+    }
+    for (file, reader) in files.iter().zip(readers) {
+        if let Ok(bytes) = reader.join().map_err(|_| anyhow!("a reader panicked"))? {
+            file.content.check_bytes(&bytes)?;
+        }
+    }
+    pool.restart_fast()?;
     files.iter().try_for_each(Sample::check)
 }
 

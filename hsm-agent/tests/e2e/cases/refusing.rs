@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use hsm_lab::content::hash_file;
+use hsm_lab::patience;
 
 use super::cases;
 use crate::fixture::{Pool, Sample};
@@ -232,10 +233,12 @@ fn readers_during_releases_never_see_zeros(pool: &mut Pool) -> Result<()> {
         let readers: Vec<_> = (0..4)
             .map(|i| {
                 let (file, stopped) = (&file, &stopped);
+                // Where reading takes longer, the time without a reader must be longer, too.
+                let pause = patience(Duration::from_millis(17 + 10 * i));
                 scope.spawn(move || {
                     while !stopped() {
                         file.check()?;
-                        thread::sleep(Duration::from_millis(17 + 10 * i));
+                        thread::sleep(pause);
                     }
                     anyhow::Ok(())
                 })

@@ -9,9 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use hsm_agent::catalog::{Catalog, IntentOp, NewIntent};
+use hsm_agent::sys::handle;
 use hsm_lab::hsm::Report;
 use hsm_lab::run::kill;
-use hsm_lab::{Agent, Content, FsKind, LoopFs, PoolConfig, Run, loopfs, patience};
+use hsm_lab::{Agent, Content, FsKind, LoopFs, PoolConfig, Run, loopfs, pace, patience};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
@@ -38,6 +40,7 @@ cases! {
     hard_links_in_one_job,
     a_released_file_read_at_once_again_can_be_released_again,
     a_write_that_nobody_watched_is_not_undone,
+    a_copied_marker_is_told_and_takes_nothing_away,
 }
 
 fn ranges_for(config: &mut PoolConfig, program: &str) {
@@ -230,6 +233,8 @@ fn timestamps_of_whole_seconds_prove_nothing(pool: &mut Pool) -> Result<()> {
     let mount = Mount::new(&["-o", "loop"], &source, &pool.outside("small"))?;
     pool.config.mount = mount.0.clone();
     pool.config.store = pool.outside("small-store");
+    // Another store on purpose.
+    fs::remove_file(pool.config.state_dir().join("lab.store"))?;
     and_stop(pool, |pool| {
         pool.restart()?;
         let probe = mount.0.join("probe");
@@ -467,7 +472,7 @@ fn over_the_tree(pool: &Pool, verb: &str) -> Result<Report> {
 fn a_released_file_read_at_once_again_can_be_released_again(pool: &mut Pool) -> Result<()> {
     let file = pool.file("file", MIB / 4)?;
     pool.hsm.must("archive", [&file])?;
-    for cycle in 0..200 {
+    for cycle in 0..pace::turns(200) {
         release_soon(pool, &file).with_context(|| format!("cycle {cycle}"))?;
         let out = Run::new("cat").args([&file]).ok()?;
         file.content.check_bytes(&out.stdout).with_context(|| format!("cycle {cycle}"))?;
@@ -513,4 +518,59 @@ fn a_write_that_nobody_watched_is_not_undone(pool: &mut Pool) -> Result<()> {
     drop(writer);
     pool.start()?;
     file.check()
+}
+
+fn a_copied_marker_is_told_and_takes_nothing_away(pool: &mut Pool) -> Result<()> {
+    let offline = pool.offline_file("offline", MIB)?;
+    let file = pool.file("copied-to", MIB)?;
+    pool.hsm.must("archive", [&file])?;
+    let state = pool.hsm.state(&file.path)?.json;
+    let object = state.get("object").and_then(|o| o.as_str()).context("no object")?;
+    pool.stop()?;
+    let mut marker = [0; 256];
+    let n = rustix::fs::getxattr(&offline.path, MARKER, &mut marker)?;
+    rustix::fs::setxattr(&file.path, MARKER, &marker[..n], rustix::fs::XattrFlags::empty())?;
+    // As if the agent had died on the way to release this very file.
+    let database = pool.config.state_dir().join("lab.db");
+    let intent = NewIntent {
+        op: IntentOp::Release,
+        key: handle::of_fd(File::open(&file.path)?)?,
+        object: object.parse()?,
+        started_ns: 1,
+        path_hint: b"copied-to".to_vec(),
+    };
+    Catalog::open(&database)?.begin(&[intent])?;
+    pool.start()?;
+    let log = pool.agent()?.log();
+    ensure!(log.contains("copied-to") && log.contains("given up"), "the log does not say so");
+    foreign_is_told(pool, &file.path)?;
+    offline.check()?;
+    pool.stop()?;
+    let open = Catalog::open(&database)?.open_intents()?;
+    ensure!(open.is_empty(), "the intent stays: {open:?}");
+    rustix::fs::removexattr(&file.path, MARKER)?;
+    pool.start()?;
+    file.check()
+}
+
+/// By every verb that looks, as that and not as offline.
+fn foreign_is_told(pool: &mut Pool, path: &Path) -> Result<()> {
+    assert_read_fails(path, &[Errno::IO.raw_os_error()])?;
+    let pool_only: &[&std::ffi::OsStr] = &["--pool".as_ref(), "lab".as_ref()];
+    let (this, all) = (&[path.as_os_str()], &["-r".as_ref(), pool.mnt().as_os_str()]);
+    for (verb, args) in [
+        ("state", this.as_slice()),
+        ("ls", all.as_slice()),
+        ("du", &all[1..]),
+        ("recall", this.as_slice()),
+        ("scan", pool_only),
+    ] {
+        let out = pool.hsm.command(["--json", verb]).args(args).output()?;
+        let told =
+            out.text().lines().any(|l| l.contains("copied-to") && l.contains("foreign-marker"));
+        ensure!(out.code() == 1 && told, "hsm {verb}: {}", out.describe());
+    }
+    let offline = pool.hsm.count("offline")?;
+    ensure!(offline == 1, "{offline} files count as offline");
+    Ok(())
 }

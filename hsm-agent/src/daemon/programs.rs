@@ -1,0 +1,127 @@
+//! The kernel programs as the engine uses them: loaded before anything is watched, told about each
+//! file system once its watch is in place.
+//!
+//! Order, so that nobody waits in vain or slips through:
+//! 1. The programs are installed. Those of an earlier agent stay until the new ones are attached; a
+//!    file system that is covered already stays covered, and its offline files are denied meanwhile.
+//! 2. The holder and this engine are passed over, and the holder serves requests.
+//! 3. Per file system: the holder learns which group watches go to, and only then the programs ask.
+//!
+//! A pool in tier user-filter is covered as well, in a mode that asks nobody: when holder and engine
+//! are gone, and with them the watch on the file system, its offline files stay closed.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::link::Link;
+use crate::bpf::{self, Guard, Maps, Settings};
+use crate::config::{Config, PoolConfig};
+use crate::control::ProgramCount;
+use crate::intercept::Tier;
+use crate::sys::fsuuid;
+
+/// What the kernel lets us do.
+#[derive(Debug, Clone)]
+pub(super) struct Programs {
+    maps: Option<Arc<Maps>>,
+    /// The marker that the programs look for.
+    marker: String,
+    /// Why there are none.
+    why_not: String,
+}
+
+impl Programs {
+    /// Installs the programs and has the holder serve them. A kernel that cannot is no error: the
+    /// pools then have a lesser tier, or the configuration insists and the agent does not start.
+    pub(super) fn prepare(config: &Config, link: &Link) -> Self {
+        let marker = config.pools.first().map_or_else(String::new, |pool| pool.marker.clone());
+        let mut this = Self { maps: None, marker, why_not: String::new() };
+        if config.pools.is_empty() {
+            return this;
+        }
+        match this.install(config, link) {
+            Ok(maps) => this.maps = Some(Arc::new(maps)),
+            Err(why) => {
+                tracing::warn!(
+                    "no kernel programs: {why}. Offline files are protected only as long as the \
+                     agent's holder process lives"
+                );
+                this.why_not = why;
+            }
+        }
+        this
+    }
+
+    fn install(&self, config: &Config, link: &Link) -> Result<Maps, String> {
+        let base = &config.agent.bpf_dir;
+        let settings =
+            Settings { base: base.clone(), marker: self.marker.clone(), ..Settings::default() };
+        let maps = Guard::install(&settings).map_err(|e| e.to_string())?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(base, flags, Mode::empty())
+            .map_err(|e| format!("{}: {e}", base.display()))?;
+        link.serve_programs(directory.as_fd())
+            .map_err(|e| format!("the holder cannot serve them: {e}"))?;
+        Ok(maps)
+    }
+
+    /// Whether the programs can serve this pool, and otherwise why not.
+    pub(super) fn usable(&self, pool: &PoolConfig, root: impl AsFd) -> Result<(), String> {
+        if self.maps.is_none() {
+            return Err(self.why_not.clone());
+        }
+        if pool.marker != self.marker {
+            return Err(format!(
+                "the programs look for the first pool's marker, {}, not for {}",
+                self.marker, pool.marker
+            ));
+        }
+        fsuuid::of(root).map(drop).map_err(|e| e.to_string())
+    }
+
+    /// What the programs counted, without what never happened.
+    pub(super) fn counts(&self) -> Vec<ProgramCount> {
+        let Some(maps) = &self.maps else { return Vec::new() };
+        match maps.counters() {
+            Ok(counts) => counts
+                .iter()
+                .filter(|(_, count)| *count > 0)
+                .map(|(name, count)| ProgramCount { name: name.into(), count })
+                .collect(),
+            Err(error) => {
+                tracing::warn!(%error, "the kernel programs' counters cannot be read");
+                Vec::new()
+            }
+        }
+    }
+
+    /// From now on the programs act on the file system of `root`. Its watch is in place.
+    pub(super) fn cover(
+        &self,
+        pool: &PoolConfig,
+        tier: Tier,
+        group: u32,
+        root: impl AsFd,
+        link: &Link,
+    ) -> Result<(), String> {
+        let Some(maps) = &self.maps else { return Ok(()) };
+        if tier == Tier::UserFilter
+            && let Err(why) = self.usable(pool, root.as_fd())
+        {
+            tracing::warn!(pool = pool.name, "not guarded when the agent is gone: {why}");
+            return Ok(());
+        }
+        let uuid = fsuuid::of(root.as_fd()).map_err(|e| e.to_string())?;
+        let mode = match tier {
+            Tier::UserFilter => bpf::Mode::Guard,
+            Tier::LsmFilter => {
+                link.cover(group, root.as_fd(), &pool.marker)
+                    .map_err(|e| format!("the holder cannot serve the pool: {e}"))?;
+                bpf::Mode::Filter
+            }
+        };
+        maps.cover(uuid, mode).map_err(|e| e.to_string())
+    }
+}

@@ -1,0 +1,173 @@
+//! `cargo xtask bench --instructions`: what an open and a read of an online file cost, in guest
+//! instructions.
+//!
+//! QEMU's `-icount shift=0` lets a nanosecond of the guest's clock pass per instruction, on one
+//! processor, so a clock read before and after a loop counts instructions, those of the kernel
+//! included, and repeats to a few. The guest runs this program again ([`guest`]) with one step per
+//! way of watching.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use hsm_lab::{FsKind, LoopFs};
+use hsm_machine::run::Output;
+use rustix::fs::{Mode, OFlags};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::ebpf;
+use crate::lab::{Lab, build_release, drop_caches, exe};
+use crate::steps::note;
+use crate::vm::{Guest, Machine, job};
+
+/// Opens per measurement.
+const LOOPS: u64 = 2000;
+/// Files that are opened once each, to measure first opens.
+const FILES: u64 = 200;
+/// Measurements; the smallest counts: whatever else the guest does only adds.
+const ROUNDS: u32 = 5;
+
+/// Builds, boots the guest, passes its table on.
+pub(crate) fn host(fs: FsKind) -> Result<ExitCode> {
+    ebpf::programs()?;
+    build_release()?;
+    let machine = Machine::counting();
+    let mut guest = Guest::new(&machine)?;
+    let program = std::env::current_exe()?;
+    let command =
+        [&program.display().to_string(), "bench", "--instructions-inside", "--fs", fs.name()];
+    let job = job(command.map(str::to_owned).to_vec())?;
+    let outcome = guest.run(&job, None, &mut |which, bytes| {
+        // A closed pipe of ours ends nothing in the guest.
+        let _ = match which {
+            Output::Stdout => std::io::stdout().write_all(bytes),
+            Output::Stderr => std::io::stderr().write_all(bytes),
+            Output::Console => Ok(()),
+        };
+    })?;
+    note(&format!("guest: {}", guest.explain(&outcome)));
+    Ok(if outcome.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Instructions per call, of each of the things that are measured.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    /// open, read of 4 KiB, close; over and over.
+    open: u64,
+    /// A further read of 4 KiB.
+    read: u64,
+    /// The first open and close of an inode that is in memory.
+    first: u64,
+}
+
+/// Inside the guest.
+pub(crate) fn guest(fs: FsKind, dir: &Path) -> Result<()> {
+    let mut rows = vec![("no hsm", unwatched(fs, dir)?)];
+    for (name, tier) in [("user-filter", "user-filter"), ("lsm-filter", "lsm-filter")] {
+        let dir = dir.join(tier);
+        std::fs::create_dir(&dir)?;
+        let lab = Lab::with_tier(fs, &dir, hsm_lab::loopfs::IMAGE_BYTES, &exe()?, tier)?;
+        rows.push((name, measure(&lab.managed("f"))?));
+        if tier == "lsm-filter" {
+            let (guarded, lab) = guarded(lab)?;
+            rows.push(("guard alone (agent dead)", guarded));
+            lab.close()?;
+        } else {
+            lab.close()?;
+        }
+    }
+    println!("{}", table(fs, &rows));
+    Ok(())
+}
+
+fn unwatched(fs: FsKind, dir: &Path) -> Result<Cost> {
+    let mut plain = LoopFs::create(fs, dir, "plain", hsm_lab::loopfs::IMAGE_BYTES)?;
+    let cost = measure(&plain.path().join("f"));
+    plain.unmount().and(cost)
+}
+
+/// The agent is gone, its programs are not.
+fn guarded(mut lab: Lab) -> Result<(Cost, Lab)> {
+    lab.kill_agent()?;
+    let cost = measure(&lab.managed("g"))?;
+    Ok((cost, lab))
+}
+
+fn measure(path: &Path) -> Result<Cost> {
+    std::fs::write(path, [7u8; 8192])?;
+    let files: Vec<PathBuf> = (0..FILES).map(|i| path.with_extension(i.to_string())).collect();
+    for file in &files {
+        std::fs::write(file, [7u8; 4096])?;
+    }
+    drop_caches()?;
+    // Names and inodes are in memory; what the kernel knows of their markers is not. Nothing is read:
+    // an idle processor's clock runs too.
+    for file in &files {
+        std::fs::metadata(file)?;
+    }
+    let first = per_call(FILES, || files.iter().try_for_each(|file| open_close(file)))?;
+    open_read_close(path)?;
+    let mut cost = Cost { open: u64::MAX, read: u64::MAX, first };
+    for _ in 0..ROUNDS {
+        let open = per_call(LOOPS, || (0..LOOPS).try_for_each(|_| open_read_close(path)))?;
+        let file = File::open(path)?;
+        let read = per_call(LOOPS, || (0..LOOPS).try_for_each(|_| read_page(&file)))?;
+        cost.open = cost.open.min(open);
+        cost.read = cost.read.min(read);
+    }
+    Ok(cost)
+}
+
+fn open_read_close(path: &Path) -> Result<()> {
+    let file = File::from(rustix::fs::open(path, OFlags::RDONLY, Mode::empty())?);
+    read_page(&file)
+}
+
+fn open_close(path: &Path) -> Result<()> {
+    drop(rustix::fs::open(path, OFlags::RDONLY, Mode::empty())?);
+    Ok(())
+}
+
+fn read_page(file: &File) -> Result<()> {
+    let mut page = [0u8; 4096];
+    let n = rustix::io::pread(file, &mut page, 0)?;
+    ensure!(n == page.len() && page[0] == 7, "read {n} bytes");
+    Ok(())
+}
+
+/// Nanoseconds, which are instructions here, per call.
+fn per_call(calls: u64, work: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let begin = now();
+    work()?;
+    Ok((now() - begin) / calls)
+}
+
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
+fn table(fs: FsKind, rows: &[(&str, Cost)]) -> String {
+    let base = rows.first().map(|(_, cost)| *cost);
+    let more = |value: u64, base: Option<u64>| {
+        let difference = base.map_or(0, |base| i128::from(value) - i128::from(base));
+        format!("{value} ({difference:+})")
+    };
+    let mut text = format!(
+        "guest instructions per call, {fs}, Linux {}\n\n\
+         | | open + read + close | a further read | first open + close of an inode |\n\
+         | --- | --- | --- | --- |\n",
+        rustix::system::uname().release().to_string_lossy()
+    );
+    for (name, cost) in rows {
+        text += &format!(
+            "| {name} | {} | {} | {} |\n",
+            more(cost.open, base.map(|b| b.open)),
+            more(cost.read, base.map(|b| b.read)),
+            more(cost.first, base.map(|b| b.first)),
+        );
+    }
+    text
+}
