@@ -3,6 +3,7 @@
 //! `fuzz_targets/NAME.rs` hands these to libFuzzer; `tests/seeds.rs` feeds them seeds and thousands
 //! of mutations on a stable compiler, so that they are kept working.
 
+use hsm_agent::bpf::{self, Btf};
 use hsm_agent::config::Config;
 use hsm_agent::core::ObjectId;
 use hsm_agent::marker::{Marker, MarkerFlags, MarkerState, Owner, Record, ResidencyMap};
@@ -28,6 +29,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", run: config, seeds: config_seeds },
     Target { name: "object_trailer", run: object_trailer, seeds: trailer_seeds },
     Target { name: "object_manifest", run: object_manifest, seeds: manifest_seeds },
+    Target { name: "btf", run: btf, seeds: btf_seeds },
+    Target { name: "kfunc", run: kfunc, seeds: || vec![KFUNC_OBJECT.to_vec()] },
 ];
 
 /// What read(2) on a fanotify group gives. Decoding ends, whatever the lengths say.
@@ -150,4 +153,45 @@ fn manifest_seeds() -> Vec<Vec<u8>> {
     let end = object.len() - 80;
     let start = end - (trailer.manifest_len as usize).min(end);
     vec![[trailer.data_len().to_le_bytes().as_slice(), &object[start..end]].concat()]
+}
+
+/// An object with calls of kernel functions; its source lies beside it.
+const KFUNC_OBJECT: &[u8] = include_bytes!("../../hsm-agent/tests/golden/kfunc.bpf.o");
+
+/// Type information is read or refused, whatever it refers to.
+pub fn btf(data: &[u8]) {
+    if let Ok(btf) = Btf::parse(data.to_vec()) {
+        btf.member_offset("inode", "i_mode");
+        btf.member_offset("ring", "x");
+        btf.function("do_it");
+        if let Ok(module) = Btf::parse_module(data.to_vec(), &btf) {
+            module.member_offset("inode", "i_mode");
+            module.member_offset("ring", "x");
+        }
+    }
+}
+
+/// An object is linked or left as it was.
+pub fn kfunc(data: &[u8]) {
+    let mut object = data.to_vec();
+    if bpf::link(&mut object, |_| Some(1)).is_err() {
+        assert_eq!(object, data);
+    }
+    assert_eq!(object.len(), data.len());
+}
+
+/// `struct inode { int i_mode; }`, a structure that contains itself, a function.
+fn btf_seeds() -> Vec<Vec<u8>> {
+    let strings = b"\0inode\0i_mode\0ring\0do_it\0int\0";
+    const INT: [u32; 4] = [25, 1 << 24, 4, 32];
+    const INODE: [u32; 6] = [1, (4 << 24) | 1, 4, 7, 1, 0];
+    const RING: [u32; 6] = [14, (4 << 24) | 1, 4, 0, 3, 0];
+    const DO_IT: [u32; 3] = [19, 12 << 24, 0];
+    let types = [&INT[..], &INODE, &RING, &DO_IT].concat();
+    let (t, s) = (size_of_val(&types[..]) as u32, strings.len() as u32);
+    let header: [u32; 6] = [0x0001_eb9f, 24, 0, t, t, s];
+    let words = header.iter().chain(&types).flat_map(|word| word.to_ne_bytes());
+    let seed: Vec<u8> = words.chain(*strings).collect();
+    assert_eq!(Btf::parse(seed.clone()).expect("well-formed").function("do_it"), Some(4));
+    vec![seed]
 }

@@ -71,4 +71,14 @@ macro_rules! replays {
     };
 }
 
-replays!(fanotify_events, marker, record, residency_map, config, object_trailer, object_manifest,);
+replays!(
+    fanotify_events,
+    marker,
+    record,
+    residency_map,
+    config,
+    object_trailer,
+    object_manifest,
+    btf,
+    kfunc,
+);

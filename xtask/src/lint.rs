@@ -11,6 +11,7 @@ use crate::steps::{note, step};
 pub(crate) fn run() -> Result<ExitCode> {
     step("rustfmt: one format", || {
         must(cargo().args(["fmt", "--all", "--check"]))?;
+        must(cargo().current_dir(root().join("hsm-ebpf")).args(["fmt", "--check"]))?;
         must(cargo().current_dir(root().join("fuzz")).args(["fmt", "--check"]))
     })?;
     step("clippy: warnings are errors", || {

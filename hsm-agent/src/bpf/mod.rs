@@ -19,6 +19,7 @@ mod maps;
 mod object;
 mod pin;
 mod probe;
+mod remembered;
 mod requests;
 
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ pub use self::maps::{Answer, Maps, Mode, Uuid};
 pub use self::object::object;
 pub use self::pin::Status;
 pub use self::probe::{Probe, probe};
+pub use self::remembered::{remember, remembered};
 pub use self::requests::Requests;
 
 /// Where programs and maps are pinned.

@@ -13,6 +13,7 @@ mod doctor;
 mod du;
 mod exit;
 mod generate;
+mod guard;
 mod inspect;
 mod job;
 mod ls;
@@ -120,6 +121,7 @@ enum Verb {
     Waiters(waiters::Args),
     Scan(scan::Args),
     Doctor(doctor::Args),
+    Guard(guard::Args),
     Config(config::Args),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
@@ -158,6 +160,7 @@ fn run(context: &Context, verb: Verb, daemon: Daemon) -> Result<Exit, Failure> {
         Verb::Waiters(args) => waiters::run(context, &args),
         Verb::Scan(args) => scan::run(context, &args),
         Verb::Doctor(args) => doctor::run(context, &args),
+        Verb::Guard(args) => guard::run(context, &args),
         Verb::Config(args) => config::run(context, &args),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),

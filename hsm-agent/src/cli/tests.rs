@@ -41,6 +41,8 @@ fn good_and_bad_command_lines() {
         &["du", "-s"],
         &["doctor", "--json"],
         &["config", "check"],
+        &["guard", "status", "--json"],
+        &["guard", "unpin", "-n"],
         &["completions", "bash"],
     ] {
         parse(good).unwrap_or_else(|error| panic!("{good:?}: {error}"));

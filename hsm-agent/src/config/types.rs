@@ -50,6 +50,11 @@ impl Default for AgentConfig {
 }
 
 impl AgentConfig {
+    /// Where it is remembered which file system a pool lies on.
+    pub fn uuid_path(&self, pool: &str) -> PathBuf {
+        self.state_dir.join(format!("{pool}.uuid"))
+    }
+
     /// Where the catalogue of a pool is.
     pub fn catalog_path(&self, pool: &str) -> PathBuf {
         self.state_dir.join(format!("{pool}.db"))

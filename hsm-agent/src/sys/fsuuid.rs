@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "system calls without a safe wrapper elsewhere")]
 
+use std::fmt::Write;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -59,10 +60,50 @@ pub fn of(fd: impl AsFd) -> io::Result<[u8; 16]> {
     }
 }
 
+/// As people write it: `01234567-89ab-cdef-0123-456789abcdef`.
+pub fn text(uuid: &[u8; 16]) -> String {
+    let mut text = String::with_capacity(36);
+    for (at, byte) in uuid.iter().enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// Reads [`text`].
+pub fn parse(text: &str) -> Option<[u8; 16]> {
+    let digits: Vec<u8> = text.bytes().filter(|&byte| byte != b'-').collect();
+    let mut uuid = [0; 16];
+    if digits.len() != 32 {
+        return None;
+    }
+    for (byte, pair) in uuid.iter_mut().zip(digits.chunks(2)) {
+        *byte = u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(uuid)
+}
+
 fn some(uuid: [u8; 16]) -> io::Result<[u8; 16]> {
     if uuid == [0; 16] { Err(none()) } else { Ok(uuid) }
 }
 
 fn none() -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, "the file system has no UUID")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_goes_both_ways() {
+        let uuid = std::array::from_fn(|at| u8::try_from(at * 16 + 1).expect("small"));
+        let written = text(&uuid);
+        assert_eq!(written, "01112131-4151-6171-8191-a1b1c1d1e1f1");
+        assert_eq!(parse(&written), Some(uuid));
+        assert_eq!(parse("01112131"), None);
+        assert_eq!(parse("zz112131-4151-6171-8191-a1b1c1d1e1f1"), None);
+    }
 }

@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags, Timespec, Timestamps};
 use rustix::ioctl;
 
 use crate::core::DataVersion;
@@ -104,6 +104,12 @@ pub fn generation(fd: impl AsFd) -> io::Result<u64> {
         value
     };
     Ok(raw & 0xffff_ffff)
+}
+
+/// Whether the descriptor is the root of a mount, and not a directory that nothing is mounted on.
+pub fn is_mount_root(fd: impl AsFd) -> io::Result<bool> {
+    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// The device number of the file system's superblock as kernel programs see it (`super_block.s_dev`,
