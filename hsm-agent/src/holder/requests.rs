@@ -25,7 +25,7 @@ use super::shared::Shared;
 use crate::bpf::{Answer, Maps, Requests};
 use crate::intercept::WATCHED;
 use crate::sys::fanotify::{EventMask, Group, MarkTarget, Verdict};
-use crate::sys::{fsuuid, handle, inode, xattr};
+use crate::sys::{fsuuid, handle, inode, process, xattr};
 
 /// The kernel programs and the file systems that they ask about.
 #[derive(Debug, Default)]
@@ -144,8 +144,12 @@ impl Programs {
     }
 }
 
-/// Takes requests for ever.
+/// Takes requests for ever. Before everybody else: openers wait in a loop that yields, and a burst of
+/// them would leave this thread one share among a thousand.
 fn take_requests(shared: &Arc<Shared>, mut requests: Requests) {
+    if let Err(error) = process::run_before_others() {
+        tracing::warn!(%error, "no real-time priority; many openers at once may be told to try again");
+    }
     loop {
         let mut ready = [PollFd::new(&requests, PollFlags::IN)];
         if let Err(error) = poll(&mut ready, None) {

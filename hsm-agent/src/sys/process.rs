@@ -13,6 +13,16 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// Gives the calling thread the lowest real-time priority, not inherited by children: it runs as soon as
+/// it has something to do, before all ordinary threads. Needs CAP_SYS_NICE.
+#[expect(unsafe_code, reason = "a system call without a safe wrapper elsewhere")]
+pub fn run_before_others() -> std::io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `parameters` outlives the call; 0 is the calling thread.
+    super::check(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
+}
+
 /// The executable of a process, for messages and for `range_programs`.
 pub fn executable(pid: i32) -> Option<std::path::PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/exe")).ok()

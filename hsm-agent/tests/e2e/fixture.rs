@@ -217,11 +217,25 @@ impl Pool {
             self.stop()?;
         }
         self.config.unpin()?;
+        self.wait_until_unguarded()?;
         let result = tamper();
         if running {
             self.start()?;
         }
         result
+    }
+
+    /// The kernel lets go of programs some time after their last pin is gone.
+    pub(crate) fn wait_until_unguarded(&self) -> Result<()> {
+        let file = self.path("unguarded?");
+        fs::write(&file, "")?;
+        let end = Instant::now() + patience(Duration::from_secs(10));
+        let none = rustix::fs::XattrFlags::empty();
+        while rustix::fs::setxattr(&file, "trusted.hsm", b"", none).is_err() {
+            ensure!(Instant::now() < end, "the programs do not go");
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(fs::remove_file(&file)?)
     }
 
     /// Restarts it with a store that gives at most `rate` (like `"1MiB"`) per second.

@@ -281,6 +281,8 @@ fn without_an_agent_no_way_leads_to_an_offline_file(pool: &mut Pool) -> Result<(
         ensure!(out.code() != 0 && out.stdout.is_empty(), "{mode} got through: {}", out.describe());
         ensure!(out.describe().contains("temporarily unavailable"), "{mode}: {}", out.describe());
     }
+    // A new agent looks for programs that have offline files open.
+    drop(open_path);
     pool.start()?;
     pool.assert_offline(&file.path)?;
     file.check()
@@ -421,6 +423,7 @@ fn unpinned_programs_guard_no_more(pool: &mut Pool) -> Result<()> {
     ensure!(status.text().contains("guard_open"), "{}", status.describe());
     pool.hsm.command(["guard", "unpin", "--yes"]).ok()?;
     // What an operator is warned of: nothing stands between a reader and the hole now.
+    pool.wait_until_unguarded()?;
     File::open(&file.path).context("the programs still refuse")?;
     pool.start()?;
     pool.assert_offline(&file.path)?;
