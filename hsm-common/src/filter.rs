@@ -17,6 +17,55 @@ use bytemuck::{Pod, Zeroable};
 /// agent of different versions never share a map.
 pub const ABI_VERSION: u32 = 1;
 
+/// The read-only global of type `u64` that holds the [`FINGERPRINT`] of the object.
+pub const LAYOUT: &str = "LAYOUT";
+
+/// Tells one state of this module's layout from another while it changes between versions: an object
+/// of programs and an agent that were not built from the same source do not belong together.
+pub const FINGERPRINT: u64 = {
+    // FNV-1a over the names and sizes.
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    let mut at = 0;
+    while at < Offsets::MEMBERS.len() {
+        hash = mix(hash, Offsets::MEMBERS[at].path);
+        at += 1;
+    }
+    at = 0;
+    while at < Counter::ALL.len() {
+        hash = mix(hash, Counter::ALL[at].name());
+        at += 1;
+    }
+    let sizes = [
+        ABI_VERSION as usize,
+        size_of::<Settings>(),
+        size_of::<Request>(),
+        size_of::<Wait>(),
+        size_of::<Trust>(),
+        size_of::<Server>(),
+        size_of::<Cached>(),
+        size_of::<Coverage>(),
+    ];
+    at = 0;
+    while at < sizes.len() {
+        hash = (hash ^ sizes[at] as u64).wrapping_mul(FNV_PRIME);
+        at += 1;
+    }
+    hash
+};
+
+/// Of the FNV hash.
+const FNV_PRIME: u64 = 0x0100_0000_01b3;
+
+const fn mix(mut hash: u64, text: &str) -> u64 {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        hash = (hash ^ bytes[at] as u64).wrapping_mul(FNV_PRIME);
+        at += 1;
+    }
+    (hash ^ 0xff).wrapping_mul(FNV_PRIME)
+}
+
 /// Map of [`Coverage`] by file system UUID.
 pub const FILESYSTEMS: &str = "FILESYSTEMS";
 /// Task storage of [`Trust`]: what a process may do that others may not.

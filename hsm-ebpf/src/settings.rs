@@ -2,7 +2,7 @@
 
 use core::mem::MaybeUninit;
 
-use hsm_common::filter::Settings;
+use hsm_common::filter::{FINGERPRINT, Settings};
 
 /// Overridden by the loader before the programs are verified; the map behind it is frozen, so
 /// that every value is a constant to the verifier. All ones: a program whose settings were not
@@ -16,6 +16,11 @@ pub static SETTINGS: MaybeUninit<Settings> = {
         core::mem::transmute::<[u8; size_of::<Settings>()], Settings>([0xff; size_of::<Settings>()])
     })
 };
+
+/// Compared by the loader before anything else.
+#[unsafe(no_mangle)]
+#[used]
+pub static LAYOUT: u64 = FINGERPRINT;
 
 /// Reads one field of [`SETTINGS`].
 macro_rules! setting {

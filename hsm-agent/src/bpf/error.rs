@@ -44,6 +44,12 @@ pub enum BpfError {
         "this hsm was built without its kernel programs; build it with `cargo xtask build --release`"
     )]
     NotBuiltIn,
+    /// Built with those of another version.
+    #[error(
+        "the kernel programs inside this hsm were not built from the same source; run `cargo xtask \
+         build`"
+    )]
+    Layout,
     /// A setting that the programs cannot work with.
     #[error("{what} {value:?} cannot be used by kernel programs: {why}")]
     Setting {

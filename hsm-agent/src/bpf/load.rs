@@ -7,6 +7,8 @@ use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, Lsm, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use hsm_common::filter::{self, Name};
+use object::read::elf::ElfFile64;
+use object::{LittleEndian, Object, ObjectSection, ObjectSymbol};
 
 use super::{BpfError, Settings, kernel, kfunc};
 use crate::sys::probe::kernel_release;
@@ -75,6 +77,9 @@ impl Image {
         let types = kernel::types()?;
         let settings = encode(settings, kernel::offsets(&types)?)?;
         let mut object = object.to_vec();
+        if layout(&object) != Some(filter::FINGERPRINT) {
+            return Err(BpfError::Layout);
+        }
         kfunc::link(&mut object, |name| types.function(name))
             .map_err(|source| BpfError::Link { release: kernel_release(), source })?;
         Ok(Self { object, settings })
@@ -94,6 +99,15 @@ impl Image {
             source: Box::new(source),
         })
     }
+}
+
+/// What the object says about its layout.
+fn layout(object: &[u8]) -> Option<u64> {
+    let file = ElfFile64::<LittleEndian>::parse(object).ok()?;
+    let symbol = file.symbol_by_name(filter::LAYOUT)?;
+    let section = file.section_by_index(symbol.section_index()?).ok()?;
+    let bytes = section.data_range(symbol.address(), 8).ok()??;
+    Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }
 
 /// The kernel's type information as aya wants it.

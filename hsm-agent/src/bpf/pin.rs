@@ -70,7 +70,10 @@ pub(super) fn install(settings: &Settings) -> Result<Maps, BpfError> {
         if complete_sets(&version)?.is_empty() {
             remove_tree(&version, &mut Vec::new())?;
         }
-        attach(&image, base, &version, &links)?;
+        if let Err(error) = attach(&image, base, &version, &links) {
+            clean_up(base, &version);
+            return Err(error);
+        }
     }
     for other in children(base)? {
         if other != version {
@@ -83,6 +86,19 @@ pub(super) fn install(settings: &Settings) -> Result<Maps, BpfError> {
         }
     }
     Maps::open_in(&maps)
+}
+
+/// Leaves after a failure what was there before: an earlier set, or nothing.
+fn clean_up(base: &Path, version: &Path) {
+    let cleaned = remove_unfinished(base).and_then(|()| {
+        let set = complete_sets(version)?;
+        if set.is_empty() { remove_tree(version, &mut Vec::new()) } else { Ok(()) }
+    });
+    if let Err(error) = cleaned {
+        tracing::warn!(%error, "something is left of an installation that failed");
+    }
+    // Not empty: it holds another version.
+    let _ = fs::remove_dir(base);
 }
 
 /// Attaches all programs, and makes their set complete.
@@ -177,6 +193,8 @@ pub(super) fn unpin(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
     for version in children(base)? {
         remove_tree(&version, &mut removed)?;
     }
+    // The directory itself may be somebody else's mount point.
+    let _ = fs::remove_dir(base);
     Ok(removed)
 }
 

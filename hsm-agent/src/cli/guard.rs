@@ -258,7 +258,9 @@ fn failed(error: bpf::BpfError) -> Failure {
         bpf::BpfError::Pin { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
             Exit::NotPermitted
         }
-        bpf::BpfError::NotBuiltIn | bpf::BpfError::Setting { .. } => Exit::Usage,
+        bpf::BpfError::NotBuiltIn | bpf::BpfError::Layout | bpf::BpfError::Setting { .. } => {
+            Exit::Usage
+        }
         _ => Exit::Failed,
     };
     Failure::new(exit, error)
