@@ -421,7 +421,7 @@ fn unpinned_programs_guard_no_more(pool: &mut Pool) -> Result<()> {
     assert_read_fails(&file.path, &[Errno::AGAIN.raw_os_error()])?;
     let status = pool.hsm.command(["--json", "guard", "status"]).ok()?;
     ensure!(status.text().contains("guard_open"), "{}", status.describe());
-    pool.hsm.command(["guard", "unpin", "--yes"]).ok()?;
+    pool.hsm.command(["guard", "unpin"]).ok()?;
     // What an operator is warned of: nothing stands between a reader and the hole now.
     pool.wait_until_unguarded()?;
     File::open(&file.path).context("the programs still refuse")?;
