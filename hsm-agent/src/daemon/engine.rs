@@ -401,7 +401,7 @@ impl Watched {
         let (kernel, watched) = parts().map_err(system("descriptors"))?;
         let tier = |why| EngineError::Tier { pool: name.clone(), why };
         let usable = programs.usable(pool, &root);
-        let usable = usable.as_ref().map(|()| ()).map_err(String::as_str);
+        let usable = usable.as_ref().copied().map_err(String::as_str);
         let chosen = choose(pool, usable).map_err(tier)?;
         let interceptor: Box<dyn Interceptor> = match chosen.tier {
             Tier::UserFilter => Box::new(UserFilter::new(group, watched)),

@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::link::Link;
 use crate::bpf::{self, Guard, Maps, Settings};
-use crate::config::{Config, PoolConfig, TierChoice};
+use crate::config::{AgentConfig, Config, PoolConfig, TierChoice};
 use crate::control::ProgramCount;
 use crate::intercept::Tier;
 use crate::sys::fsuuid;
@@ -26,6 +26,8 @@ use crate::sys::fsuuid;
 #[derive(Debug, Clone)]
 pub(super) struct Programs {
     maps: Option<Arc<Maps>>,
+    /// Where file systems are remembered.
+    state: AgentConfig,
     /// The marker that the programs look for.
     marker: String,
     /// Why there are none.
@@ -40,7 +42,8 @@ impl Programs {
         let insists = |pool: &&PoolConfig| pool.tier == TierChoice::LsmFilter;
         let pool = config.pools.iter().find(insists).or(config.pools.first());
         let marker = pool.map_or_else(String::new, |pool| pool.marker.clone());
-        let mut this = Self { maps: None, marker, why_not: String::new() };
+        let state = config.agent.clone();
+        let mut this = Self { maps: None, state, marker, why_not: String::new() };
         if config.pools.is_empty() {
             return this;
         }
@@ -125,6 +128,15 @@ impl Programs {
                 bpf::Mode::Filter
             }
         };
-        maps.cover(uuid, mode).map_err(|e| e.to_string())
+        maps.cover(uuid, mode).map_err(|e| e.to_string())?;
+        // For `hsm guard install` at the next boot, before the file system is mounted.
+        if let Err(error) = bpf::remember(&self.state.uuid_path(&pool.name), &uuid) {
+            tracing::warn!(
+                %error,
+                pool = pool.name,
+                "not guarded between a reboot and the agent's next start"
+            );
+        }
+        Ok(())
     }
 }

@@ -164,10 +164,10 @@ impl Holder<'_> {
                 }
                 Ok(Some((ToHolder::OpenGroup { name }, _))) => self.open_group(&name, &engine),
                 Ok(Some((ToHolder::Programs, directory))) => {
-                    done(&engine, self.serve_programs(directory));
+                    done(&engine, &self.serve_programs(directory));
                 }
                 Ok(Some((ToHolder::Cover { group, marker }, root))) => {
-                    done(&engine, self.shared.programs.cover(&self.shared, group, &marker, root));
+                    done(&engine, &self.shared.programs.cover(&self.shared, group, &marker, root));
                 }
                 Ok(Some((ToHolder::Ready, _))) => self.ready(),
                 Ok(Some((ToHolder::Alive, _))) => {}
@@ -356,9 +356,9 @@ impl Holder<'_> {
 }
 
 /// Tells the engine how it went.
-fn done(engine: &impl AsFd, result: io::Result<()>) {
+fn done(engine: &impl AsFd, result: &io::Result<()>) {
     let errno = result.as_ref().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
-    if let Err(error) = &result {
+    if let Err(error) = result {
         tracing::error!(%error, "the kernel programs cannot be served");
     }
     if let Err(error) = (ToEngine::Done { errno }).send(engine, None) {

@@ -274,7 +274,7 @@ fn without_an_agent_no_way_leads_to_an_offline_file(pool: &mut Pool) -> Result<(
     ] {
         let out = Run::shell(command).args([&file.path]).output()?;
         ensure!(out.code() != 0, "{what} got through: {}", out.describe());
-        ensure!(!out.stdout.iter().any(|b| *b == 0), "{what} gave zeros: {}", out.describe());
+        ensure!(!out.stdout.contains(&0), "{what} gave zeros: {}", out.describe());
     }
     for mode in ["handle-read", "uring-read"] {
         let out = pool.helper(mode, [&file.path])?.output()?;
