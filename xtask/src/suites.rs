@@ -173,19 +173,21 @@ fn programs(options: &Options, report: &mut Report) {
 /// an hour without KVM: `cargo xtask vm --tier T --fs F` runs any part of it in full.
 fn guest(options: &Options, report: &mut Report) -> Result<()> {
     let parts = [
-        ("guest: tier lsm-filter", vm::Tier::LsmFilter, "ext4,xfs:guarded,btrfs:guarded"),
+        ("guard", "guest: kernel programs alone", vm::Tier::LsmFilter, ""),
+        ("e2e", "guest: tier lsm-filter", vm::Tier::LsmFilter, "ext4,xfs:guarded,btrfs:guarded"),
         (
+            "e2e",
             "guest: tier user-filter",
             vm::Tier::UserFilter,
             "ext4:reading,xfs:syscalls,btrfs:modifying",
         ),
     ];
-    for (name, tier, selection) in parts {
+    for (test, name, tier, selection) in parts {
         if skipped(name, options, report) {
             continue;
         }
         let arguments = options.filter.iter().cloned().collect();
-        let part = vm::Part { name, tier, arguments, selection: Some(selection) };
+        let part = vm::Part { test, name, tier, arguments, selection: Some(selection) };
         let begin = Instant::now();
         let verdict = match part.run(&vm::Machine::ordinary()) {
             Ok(Some(Verdict::NotRun(_))) if options.filter.is_some() => continue,

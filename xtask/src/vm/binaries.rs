@@ -31,13 +31,13 @@ pub(crate) fn init() -> Result<PathBuf> {
     Ok(target_dir()?.join(TARGET).join("release/hsm-vm-init"))
 }
 
-/// The end-to-end suite; `hsm` is built with it.
-pub(crate) fn suite() -> Result<PathBuf> {
-    step("building hsm and the end-to-end suite", || {
+/// A test program of `hsm-agent`; `hsm` is built with it.
+pub(crate) fn test(name: &str) -> Result<PathBuf> {
+    step(&format!("building hsm and its test {name}"), || {
         let mut command = cargo();
-        command.args(["test", "--no-run", "--quiet", "--package", "hsm-agent", "--test", "e2e"]);
+        command.args(["test", "--no-run", "--quiet", "--package", "hsm-agent", "--test", name]);
         command.arg("--message-format=json-render-diagnostics");
-        executable(&mut command, "e2e")
+        executable(&mut command, name)
     })
 }
 

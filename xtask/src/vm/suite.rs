@@ -19,6 +19,7 @@ use crate::setup;
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::packages()?;
     let part = Part {
+        test: "e2e",
         name: &name(options),
         tier: options.tier,
         arguments: arguments(options.fs, options.filter.as_deref()),
@@ -36,6 +37,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 /// What of the suite is run.
 pub(crate) struct Part<'a> {
+    /// The test program: `e2e`, or `guard`, which tries the kernel programs without an agent.
+    pub(crate) test: &'a str,
     /// For the report.
     pub(crate) name: &'a str,
     /// The tier that the agents must have.
@@ -53,12 +56,13 @@ impl Part<'_> {
             ebpf::programs()?;
         }
         let mut guest = Guest::new(machine)?;
-        let suite = binaries::suite()?;
+        let suite = binaries::test(self.test)?;
         let mut command = vec![suite.display().to_string()];
         command.extend(self.arguments.iter().cloned());
         let mut job = guest::job(command)?;
         job.env.push(("HSM_TIER".to_owned(), self.tier.name().to_owned()));
         job.env.push(("HSM_SLOW".to_owned(), guest.slowness().to_string()));
+        job.env.push(("HSM_REQUIRE_LSM".to_owned(), "1".to_owned()));
         job.env.extend(self.selection.map(|part| ("HSM_CASES".to_owned(), part.to_owned())));
         println!("\n==> {}: the same suite as on the host, under a kernel of its own", self.name);
         let mut counts = Counts::default();
