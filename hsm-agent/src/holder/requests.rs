@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use hsm_common::filter::{KIND_QUERY, KIND_TRUNCATE, KIND_WATCH, Request, Uuid};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -26,6 +27,9 @@ use crate::bpf::{Answer, Maps, Requests};
 use crate::intercept::WATCHED;
 use crate::sys::fanotify::{EventMask, Group, MarkTarget, Verdict};
 use crate::sys::{fsuuid, handle, inode, process, xattr};
+
+/// A program needs less than that to finish writing a request, once it runs.
+const UNFINISHED: Duration = Duration::from_micros(50);
 
 /// The kernel programs and the file systems that they ask about.
 #[derive(Debug, Default)]
@@ -155,11 +159,18 @@ fn take_requests(shared: &Arc<Shared>, mut requests: Requests) {
         if let Err(error) = poll(&mut ready, None) {
             tracing::debug!(%error, "poll");
         }
+        let mut taken = 0;
         while let Some(request) = requests.next() {
+            taken += 1;
             match take(shared, &request) {
                 Outcome::Answer(answer) => shared.programs.tell(request.id, answer),
                 Outcome::Later => shared.send_pending(),
             }
+        }
+        if taken == 0 {
+            // A program has begun to write a request, and this thread may have taken the CPU from it:
+            // the ring is readable, and nothing in it is. Without this the two would wait for ever.
+            std::thread::sleep(UNFINISHED);
         }
     }
 }
