@@ -38,9 +38,11 @@ enum Verb {
     #[command(after_help = super::after_help!("hsm guard install"))]
     Install,
     /// Detach and remove everything: nothing protects offline files then
+    ///
+    /// Refused while an agent runs: it relies on the programs to be asked.
     #[command(after_help = super::after_help!(
         "hsm guard unpin --dry-run",
-        "hsm guard unpin",
+        "systemctl stop hsm-agent && hsm guard unpin",
     ))]
     Unpin {
         /// Only show what would be removed
@@ -68,11 +70,11 @@ struct Covered<'a> {
 }
 
 fn install(context: &Context, config: &Config) -> Result<Exit, Failure> {
-    let Some(first) = config.pools.first() else {
+    let Some(marker) = config.programs_marker() else {
         return Err(Failure::usage("the configuration has no pool that could be guarded"));
     };
     let base = config.agent.bpf_dir.clone();
-    let settings = Settings { base, marker: first.marker.clone(), ..Settings::default() };
+    let settings = Settings { base, marker: marker.to_owned(), ..Settings::default() };
     let maps = Guard::install(&settings).map_err(failed)?;
     let mut exit = Exit::Done;
     for pool in &config.pools {
@@ -81,7 +83,7 @@ fn install(context: &Context, config: &Config) -> Result<Exit, Failure> {
         } else {
             Err(format!(
                 "its marker is {}, and the programs look for {}",
-                pool.marker, first.marker
+                pool.marker, settings.marker
             ))
         };
         let line = match result {
@@ -226,6 +228,15 @@ fn status(context: &Context, agent: &AgentConfig) -> Result<Exit, Failure> {
 }
 
 fn unpin(context: &Context, agent: &AgentConfig, dry_run: bool) -> Result<Exit, Failure> {
+    // In tier lsm-filter nobody would ask the agent any more: its offline files would read as zeros.
+    if !dry_run && let Some(pid) = Guard::status(&agent.bpf_dir).map_err(failed)?.server {
+        let why = format!(
+            "an agent (process {pid}) relies on the programs in {}: without them its offline files \
+             read as zeros. Stop it first",
+            output::path(&agent.bpf_dir)
+        );
+        return Err(Failure::new(Exit::Failed, why));
+    }
     let paths = if dry_run {
         Guard::pinned(&agent.bpf_dir).map_err(failed)?
     } else {

@@ -41,6 +41,14 @@ pub struct Config {
 }
 
 impl Config {
+    /// The one marker that kernel programs look for in all pools: that of a pool that cannot do without
+    /// them, or the first one's. `None`: there is no pool.
+    pub fn programs_marker(&self) -> Option<&str> {
+        let insists = |pool: &&PoolConfig| pool.tier == TierChoice::LsmFilter;
+        let pool = self.pools.iter().find(insists).or(self.pools.first())?;
+        Some(&pool.marker)
+    }
+
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };

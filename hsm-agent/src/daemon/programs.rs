@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::link::Link;
 use crate::bpf::{self, Guard, Maps, Settings};
-use crate::config::{AgentConfig, Config, PoolConfig, TierChoice};
+use crate::config::{AgentConfig, Config, PoolConfig};
 use crate::control::ProgramCount;
 use crate::intercept::Tier;
 use crate::sys::fsuuid;
@@ -38,10 +38,7 @@ impl Programs {
     /// Installs the programs and has the holder serve them. A kernel that cannot is no error: the
     /// pools then have a lesser tier, or the configuration insists and the agent does not start.
     pub(super) fn prepare(config: &Config, link: &Link) -> Self {
-        // One for all: that of a pool that cannot do without the programs, or the first one's.
-        let insists = |pool: &&PoolConfig| pool.tier == TierChoice::LsmFilter;
-        let pool = config.pools.iter().find(insists).or(config.pools.first());
-        let marker = pool.map_or_else(String::new, |pool| pool.marker.clone());
+        let marker = config.programs_marker().unwrap_or_default().to_owned();
         let state = config.agent.clone();
         let mut this = Self { maps: None, state, marker, why_not: String::new() };
         if config.pools.is_empty() {

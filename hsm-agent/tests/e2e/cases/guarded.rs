@@ -417,6 +417,10 @@ fn truncation_by_path_recalls_first(pool: &mut Pool) -> Result<()> {
 
 fn unpinned_programs_guard_no_more(pool: &mut Pool) -> Result<()> {
     let file = pool.offline_file("file", MIB)?;
+    let refused = pool.hsm.command(["guard", "unpin"]).output()?;
+    ensure!(refused.code() == 1, "unpinned under a living agent: {}", refused.describe());
+    file.check()?;
+    pool.offline(&file.path)?;
     kill_agent(pool)?;
     assert_read_fails(&file.path, &[Errno::AGAIN.raw_os_error()])?;
     let status = pool.hsm.command(["--json", "guard", "status"]).ok()?;
