@@ -18,7 +18,7 @@ use hsm_agent::core::{DataVersion, ObjectId};
 use hsm_agent::marker::{
     ArchivedCopy, Marker, MarkerFlags, MarkerState, Owner, PolicyFlags, Record,
 };
-use hsm_agent::sys::xattr;
+use hsm_agent::sys::{inode, xattr};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -380,26 +380,33 @@ fn state_reads_marker_and_record_and_never_guesses() {
     let dir = tempfile::tempdir().expect("tempdir");
     configuration(dir.path());
     let object = ObjectId::random();
-    let file = |name: &str, marker: Option<&[u8]>, record: Option<&[u8]>| {
+    let make = |name: &str| {
         let path = dir.path().join(name);
         fs::write(&path, "12345").expect("write");
-        let open = fs::File::options().write(true).open(&path).expect("open");
+        fs::File::options().write(true).open(&path).expect("open")
+    };
+    let file = |name: &str, marker: Option<&[u8]>, record: Option<&[u8]>| {
+        let open = make(name);
         for (attribute, value) in [(c"security.bpf.hsm", marker), (c"trusted.hsm", record)] {
             value.inspect(|value| xattr::set(&open, attribute, value).expect("attribute"));
         }
     };
-    let marker = Marker {
-        object,
-        size: 5,
-        epoch: 1,
-        owner: Owner::of(1, 1),
-        chunk_shift: 20,
-        state: MarkerState::Offline,
-        flags: MarkerFlags::empty(),
+    let own = |name: &str, state| {
+        let open = make(name);
+        let ino = inode::stat(&open).expect("stat").ino;
+        let marker = Marker {
+            object,
+            size: 5,
+            epoch: 1,
+            owner: Owner::of(ino, inode::generation(&open).expect("generation")),
+            chunk_shift: 20,
+            state,
+            flags: MarkerFlags::empty(),
+        };
+        marker.encode()
     };
-    let lost = Marker { state: MarkerState::Lost, ..marker };
-    file("offline", Some(&marker.encode()), None);
-    file("lost", Some(&lost.encode()), None);
+    file("offline", Some(&own("offline", MarkerState::Offline)), None);
+    file("lost", Some(&own("lost", MarkerState::Lost)), None);
     file("garbage", Some(b"who knows"), None);
     let version = DataVersion { generation: 0, size: 4, mtime_ns: 0, ctime_ns: 0 };
     let copy = ArchivedCopy { object, version, archived_at_ns: 7_000_000_000 };
@@ -443,7 +450,7 @@ fn doctor_reports_every_check_and_fails_without_a_mounted_pool() {
     assert_eq!(report["tier"], serde_json::Value::Null);
     fs::create_dir(bench.dir.path().join("store")).expect("mkdir");
     let text = text(&bench.run(["doctor"]).stdout);
-    assert!(text.contains("this build has no eBPF programs yet"), "{text}");
+    assert!(text.contains("tier lsm-filter") && text.contains("kernel-programs"), "{text}");
     assert!(text.contains("can be written and read"), "{text}");
 }
 
