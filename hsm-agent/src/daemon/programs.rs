@@ -20,7 +20,7 @@ use crate::bpf::{self, Guard, Maps, Settings};
 use crate::config::{AgentConfig, Config, PoolConfig};
 use crate::control::ProgramCount;
 use crate::intercept::Tier;
-use crate::sys::fsuuid;
+use crate::sys::{fsuuid, process};
 
 /// What the kernel lets us do.
 #[derive(Debug, Clone)]
@@ -44,7 +44,10 @@ impl Programs {
         if config.pools.is_empty() {
             return this;
         }
-        match this.install(config, link) {
+        let installed = this.install(config, link);
+        // What reading the kernel's type information took is not needed again.
+        process::give_back_memory();
+        match installed {
             Ok(maps) => this.maps = Some(Arc::new(maps)),
             Err(why) => {
                 tracing::warn!(
@@ -58,6 +61,14 @@ impl Programs {
     }
 
     fn install(&self, config: &Config, link: &Link) -> Result<Maps, String> {
+        // The cheap questions first: to prepare the programs takes tens of megabytes.
+        if bpf::object().is_none() {
+            return Err(bpf::BpfError::NotBuiltIn.to_string());
+        }
+        match bpf::probe().map_err(|e| e.to_string())? {
+            bpf::Probe::Available => {}
+            other => return Err(other.to_string()),
+        }
         let base = &config.agent.bpf_dir;
         let settings =
             Settings { base: base.clone(), marker: self.marker.clone(), ..Settings::default() };

@@ -23,6 +23,16 @@ pub fn run_before_others() -> std::io::Result<()> {
     super::check(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
 }
 
+/// Gives the kernel back what the allocator keeps of freed memory.
+#[expect(unsafe_code, reason = "a library call without a safe wrapper elsewhere")]
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions; it only touches memory that is free.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// The executable of a process, for messages and for `range_programs`.
 pub fn executable(pid: i32) -> Option<std::path::PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/exe")).ok()
