@@ -157,11 +157,6 @@ impl Maps {
         Ok(())
     }
 
-    /// Nobody serves any more.
-    pub fn unserve(&self) -> Result<(), BpfError> {
-        self.set_server(Server::zeroed())
-    }
-
     /// The process that serves requests, as [`serve`](Self::serve) was told.
     pub fn server(&self) -> Result<Option<u32>, BpfError> {
         let bytes = lock(&self.server).get(&0, 0).map_err(failed(filter::SERVER, "reading"))?;
