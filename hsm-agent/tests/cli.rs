@@ -1,4 +1,4 @@
-//! The program `hsm` as its users see it, against an agent that does what a test needs.
+//! The program `hsm` as its users see it, against an agent that does what a test needs. Needs root.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -22,6 +22,11 @@ use hsm_agent::sys::{inode, xattr};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+/// Fails the test rather than passing over it.
+fn needs_root() {
+    assert!(rustix::process::geteuid().is_root(), "needs root: sudo -E cargo test --test cli");
+}
 
 /// Files named `fail*` fail, `skip*` are skipped, `hang*` wait for the cancel, `fatal*` end it all.
 #[derive(Default)]
@@ -349,9 +354,7 @@ fn a_bad_configuration_is_a_usage_error() {
 
 #[test]
 fn state_and_du_look_without_an_agent() {
-    if !rustix::process::geteuid().is_root() {
-        return; // others ask the agent: see the_peer_decides_what_others_than_root_may
-    }
+    needs_root(); // others ask the agent: see the_peer_decides_what_others_than_root_may
     let dir = tempfile::tempdir().expect("tempdir");
     configuration(dir.path());
     fs::create_dir(dir.path().join("d")).expect("mkdir");
@@ -374,9 +377,7 @@ fn state_and_du_look_without_an_agent() {
 
 #[test]
 fn state_reads_marker_and_record_and_never_guesses() {
-    if !rustix::process::geteuid().is_root() {
-        return; // cannot write the attributes
-    }
+    needs_root(); // writes the attributes
     let dir = tempfile::tempdir().expect("tempdir");
     configuration(dir.path());
     let object = ObjectId::random();
@@ -459,9 +460,7 @@ fn doctor_reports_every_check_and_fails_without_a_mounted_pool() {
 fn the_peer_decides_what_others_than_root_may() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
-    if !rustix::process::geteuid().is_root() {
-        return; // cannot become somebody else
-    }
+    needs_root(); // becomes somebody else
     let bench = Bench::new();
     let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(bench.dir.path(), open).expect("chmod");

@@ -308,7 +308,8 @@ async fn connections_and_jobs_are_bounded() {
     let run = Running::start(ServerOptions { connections: one, jobs, ..ServerOptions::default() });
     let job = request(Op::Recall, &["/hang"]);
     let mut first = run.client().job(&job).await.expect("first job");
-    let hasty = run.client().with_patience(Duration::from_millis(300));
+    // Waits so long for a place; a slow machine must be able to say "busy" within it.
+    let hasty = run.client().with_patience(Duration::from_secs(2));
     let error = hasty.job(&job).await.expect_err("second job");
     assert!(matches!(error, ClientError::Refused(e) if e.kind == ApiErrorKind::Busy));
     let _idle = run.raw().await;
