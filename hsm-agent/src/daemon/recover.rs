@@ -13,7 +13,7 @@ use crate::catalog::{Batch, CatalogError, Intent, IntentOp};
 use crate::core::{FileKey, FileState};
 use crate::marker::{InodeFd, Marker, Owner};
 use crate::release::repunch;
-use crate::sys::{handle, inode};
+use crate::sys::{handle, inode, process};
 
 /// Completes or undoes each open intent. Each step may itself be cut off: it is then repeated.
 pub(super) fn intents(pool: &Arc<Pool>) -> Result<(), CatalogError> {
@@ -107,8 +107,8 @@ fn is_foreign(marker: &Marker, file: &Candidate) -> bool {
 pub(super) fn open_files(pool: &Arc<Pool>) {
     let own = [std::process::id(), std::os::unix::process::parent_id()].map(|p| p.to_string());
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    for process in processes {
-        let name = process.file_name();
+    for entry in processes {
+        let name = entry.file_name();
         let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else {
             continue;
         };
@@ -116,8 +116,14 @@ pub(super) fn open_files(pool: &Arc<Pool>) {
             continue;
         }
         for directory in ["fd", "map_files"] {
-            let links = std::fs::read_dir(process.path().join(directory));
+            let links = std::fs::read_dir(entry.path().join(directory));
             for link in links.into_iter().flatten().flatten() {
+                let number = link.file_name();
+                if directory == "fd"
+                    && number.to_str().is_some_and(|number| process::only_names_a_file(pid, number))
+                {
+                    continue;
+                }
                 one_open_file(pool, pid, &link.path());
             }
         }

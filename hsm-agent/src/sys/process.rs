@@ -93,9 +93,37 @@ pub fn may_be_mapping(pid: i32) -> bool {
     threads.flatten().any(mapping)
 }
 
+/// Whether a descriptor of a process only names a file (`O_PATH`) and cannot read it. `false` when
+/// the kernel does not tell.
+pub fn only_names_a_file(pid: &str, descriptor: &str) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}"));
+    info.is_ok_and(|info| flags_say_path(&info))
+}
+
+/// The line `flags:` of `/proc/PID/fdinfo/FD`, in octal.
+fn flags_say_path(info: &str) -> bool {
+    let line = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = line.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_PATH.cast_unsigned() != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn descriptors_that_only_name_a_file_are_told_apart() {
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::OpenOptionsExt;
+        let own = std::process::id().to_string();
+        let open =
+            |flags| std::fs::File::options().read(true).custom_flags(flags).open("/").unwrap();
+        for (flags, expected) in [(libc::O_PATH, true), (0, false)] {
+            let file = open(flags);
+            assert_eq!(only_names_a_file(&own, &file.as_raw_fd().to_string()), expected);
+        }
+        assert!(!flags_say_path("pos:\t0\nflags:\twhat\n") && !flags_say_path(""));
+    }
 
     #[test]
     fn flags_are_read_behind_any_name() {
