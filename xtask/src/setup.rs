@@ -53,6 +53,7 @@ pub(crate) const KERNEL: &[(&str, &str)] = &[
     ("cpio", "cpio"),
     ("xz", "xz-utils"),
     ("ccache", "ccache"),
+    ("python3", "python3"),
 ];
 
 /// What a guest is started with, QEMU apart: see [`qemu`].
