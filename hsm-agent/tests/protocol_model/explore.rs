@@ -80,7 +80,7 @@ pub(crate) fn explore(setup: &Setup) -> Outcome {
     let mut at = 0;
     while let Some(state) = states.get(at).copied() {
         successors(setup, state, &mut found);
-        let stuck = recall::is_stuck(&state) && !found.iter().any(|s| s.kind == Kind::Progress);
+        let stuck = state.somebody_waits() && !found.iter().any(|s| s.kind == Kind::Progress);
         let violation =
             state.violation(!setup.both_die).or(stuck.then_some("somebody waits for ever"));
         if let Some(violation) = violation {

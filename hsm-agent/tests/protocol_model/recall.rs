@@ -5,7 +5,7 @@
 //! removal durable → writers go on.
 
 use crate::setup::{Mutant, Setup};
-use crate::state::{Archive, At, Job, Lease, NOTHING, Opener, State};
+use crate::state::{Archive, Job, Lease, NOTHING, Opener, State};
 use crate::step::Steps;
 
 const ENGINE: &str = "engine";
@@ -247,9 +247,4 @@ fn write(out: &mut Steps<'_>, chunk: u8) {
         s.file.change(|m| m.mtime = times);
         fail(s);
     });
-}
-
-/// Whether somebody waits although nobody will ever answer him: see `explore`.
-pub(crate) fn is_stuck(state: &State) -> bool {
-    state.group() && state.openers().iter().any(|o| o.waits() && o.at != At::BeforePost)
 }

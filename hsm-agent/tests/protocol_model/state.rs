@@ -491,6 +491,11 @@ impl State {
         self.openers().iter().any(|opener| opener.counts())
     }
 
+    /// Then somebody must be able to go on, without crash, luck or giving up.
+    pub(crate) fn somebody_waits(&self) -> bool {
+        self.openers().iter().any(|opener| opener.waits())
+    }
+
     /// A descriptor of the fanotify group is open somewhere.
     pub(crate) fn group(&self) -> bool {
         self.agent.holder || self.agent.engine
