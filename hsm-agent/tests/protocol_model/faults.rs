@@ -67,7 +67,7 @@ fn close_group(state: &mut State) {
 
 fn starts(setup: &Setup, out: &mut Steps<'_>) {
     let agent = out.from.agent;
-    if agent.holder && !agent.engine {
+    if agent.holder && !agent.engine && !setup.is(Mutant::NoNewEngine) {
         out.progress("holder", "starts an engine, which syncs the file system", |s| {
             start(setup, s)
         });

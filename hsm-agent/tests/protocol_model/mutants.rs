@@ -118,6 +118,11 @@ fn a_verdict_is_cached_with_a_seq_that_was_read_too_late() {
 }
 
 #[test]
+fn an_engine_that_died_is_not_started_again() {
+    fails(&lsm_filter().without(&[Mutant::NoNewEngine]), "somebody waits for ever");
+}
+
+#[test]
 fn the_death_of_the_engine_lets_pass_who_waits() {
     fails(&user_filter().without(&[Mutant::AllowOnEngineDeath]), HOLES);
 }

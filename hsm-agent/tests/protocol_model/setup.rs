@@ -48,6 +48,8 @@ pub(crate) enum Mutant {
     NoPostOpen,
     /// Programs: the marker is looked at before `seq` is.
     LookBeforeSeq,
+    /// Holder: an engine that died is not started again.
+    NoNewEngine,
     /// Holder: who waits is let through when the engine dies.
     AllowOnEngineDeath,
     /// Engine: answers without having synced the file system at its start.
