@@ -69,7 +69,7 @@ fn starts(setup: &Setup, out: &mut Steps<'_>) {
     let agent = out.from.agent;
     if agent.holder && !agent.engine && !setup.is(Mutant::NoNewEngine) {
         out.progress("holder", "starts an engine, which syncs the file system", |s| {
-            start(setup, s)
+            start(setup, s);
         });
     }
     if !agent.holder {
@@ -162,7 +162,7 @@ pub(crate) fn kernel_steps(setup: &Setup, out: &mut Steps<'_>) {
     }
     if engine && from.archive_lease == Lease::ReadBreaking {
         out.progress("engine", "gives the archive job's lease up", |s| {
-            s.archive_lease = Lease::None
+            s.archive_lease = Lease::None;
         });
     }
     // An inode with unsynced metadata may be evicted too, but then fdatasync of the inode that is read

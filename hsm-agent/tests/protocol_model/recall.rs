@@ -179,7 +179,7 @@ fn recall(setup: &Setup, out: &mut Steps<'_>, job: Job) {
                 pass_over(s);
                 s.agent.vouched = s.agent.row;
                 s.agent.job = Job::Answer;
-            })
+            });
         }
         Job::SettleSync => out.progress(ENGINE, "settle: syncs the marker's removal", |s| {
             s.file.sync();
@@ -190,7 +190,7 @@ fn recall(setup: &Setup, out: &mut Steps<'_>, job: Job) {
                 pass_over(s);
                 s.agent.vouched = s.agent.row;
                 s.agent.job = Job::SettleUnlease;
-            })
+            });
         }
         Job::SettleUnlease => out.progress(ENGINE, "settle: drops the read lease", |s| {
             s.lease = Lease::None;

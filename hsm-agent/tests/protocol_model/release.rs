@@ -144,7 +144,7 @@ fn commit(setup: &Setup, out: &mut Steps<'_>, job: Job) {
             s.agent.job = Job::ReleaseMarked;
         }),
         Job::ReleaseMarked => {
-            out.progress(RELEASE, "step 6: cached verdicts end", |s| marked(setup, s))
+            out.progress(RELEASE, "step 6: cached verdicts end", |s| marked(setup, s));
         }
         Job::ReleaseSync => out.progress(RELEASE, "step 6: syncs the marker", |s| {
             s.file.sync();
@@ -190,7 +190,7 @@ fn commit(setup: &Setup, out: &mut Steps<'_>, job: Job) {
             s.agent.job = Job::ReleaseUnclaim;
         }),
         Job::ReleaseUnclaim => {
-            out.progress(RELEASE, "drops the claim", |s| s.agent.job = Job::Idle)
+            out.progress(RELEASE, "drops the claim", |s| s.agent.job = Job::Idle);
         }
         _ => {}
     }
