@@ -1,0 +1,97 @@
+//! The protocols of Archive, Release, Recall and their recovery, modelled step by step, and every state
+//! that can be reached looked at: `docs/PROTOCOL-MODEL.md` has what is assumed, and what was found.
+//!
+//! [`state`] is one state, and what must hold in each. [`opener`], [`recall`], [`release`], [`archive`] and
+//! [`faults`] have the steps, one for each that the code takes; they are named as there. [`explore`] goes
+//! through them, breadth first. A [`setup::Mutant`] is a rule that is left out: the model must find what
+//! it is for. A [`setup::Remedy`] is one that the code does not have yet.
+//!
+//! No root, no kernel, no files: `cargo test -p hsm-agent --test protocol_model`, with `-- --nocapture`
+//! for the counterexamples in words.
+
+mod archive;
+mod explore;
+mod faults;
+mod gaps;
+mod mutants;
+mod opener;
+mod recall;
+mod release;
+mod setup;
+mod state;
+mod step;
+
+use explore::{Outcome, explore};
+use setup::{Remedy, Setup, Tier};
+
+/// Everything that is known to be missing.
+const REMEDIED: &[Remedy] = &[
+    Remedy::NoArchiveDuringRecall,
+    Remedy::DataBeforeMarker,
+    Remedy::RepunchCompares,
+    Remedy::DenyAtTakeOver,
+];
+
+/// Every state is right.
+#[track_caller]
+fn holds(setup: &Setup) {
+    match explore(setup) {
+        Outcome::Holds { states } => println!("{states} states: {setup:?}"),
+        Outcome::Fails { violation, trace, steps, .. } => {
+            panic!("{violation}, after {steps} steps:\n{trace}{setup:?}")
+        }
+    }
+}
+
+/// There is a state that is wrong, and a shortest way to it, which is printed.
+#[track_caller]
+fn fails(setup: &Setup, expected: &str) {
+    match explore(setup) {
+        Outcome::Holds { states } => {
+            panic!("nothing is wrong with any of {states} states: {setup:?}")
+        }
+        Outcome::Fails { violation, trace, steps, states } => {
+            println!(
+                "{violation}, after {steps} steps ({states} states seen):\n{trace}{setup:?}\n"
+            );
+            assert_eq!(violation, expected);
+        }
+    }
+}
+
+#[test]
+fn as_built_in_tier_lsm_filter() {
+    holds(&Setup::new(Tier::LsmFilter).readers(2));
+}
+
+/// But for the two gaps of this tier that one crash suffices for.
+#[test]
+fn as_built_in_tier_user_filter() {
+    let but = &[Remedy::DenyAtTakeOver];
+    holds(&Setup::new(Tier::UserFilter).readers(2).with(but));
+    holds(&Setup::new(Tier::Guarded).readers(2).with(but).an_agent_lives());
+}
+
+#[test]
+fn archived_again_and_released_twice() {
+    for tier in [Tier::LsmFilter, Tier::UserFilter] {
+        holds(&Setup::new(tier).writes(2).releases(2).archives(1).with(REMEDIED).an_agent_lives());
+    }
+}
+
+#[test]
+fn archived_again_while_holder_and_engine_may_die() {
+    holds(&Setup::new(Tier::LsmFilter).writes(2).archives(1).with(REMEDIED));
+}
+
+#[test]
+fn two_crashes() {
+    holds(&Setup::new(Tier::LsmFilter).writes(2).crashes(2).with(REMEDIED));
+    holds(&Setup::new(Tier::Guarded).crashes(2).with(REMEDIED).an_agent_lives());
+    holds(&Setup::new(Tier::UserFilter).writes(2).crashes(2).with(REMEDIED));
+}
+
+#[test]
+fn two_readers_and_two_crashes() {
+    holds(&Setup::new(Tier::LsmFilter).readers(2).crashes(2).with(REMEDIED));
+}

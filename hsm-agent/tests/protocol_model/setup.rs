@@ -1,0 +1,154 @@
+//! What is modelled: a tier, bounds, and perhaps one rule left out.
+
+use crate::state::{Left, State};
+
+/// How accesses are intercepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tier {
+    /// `lsm-filter`: the programs in filter mode.
+    LsmFilter,
+    /// `user-filter`, the programs in guard mode beside it.
+    Guarded,
+    /// `user-filter` alone. It protects nothing when holder and engine are gone, and says so.
+    UserFilter,
+}
+
+/// A rule of the protocol that is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    /// Release: the data goes before the marker comes.
+    PunchBeforeMarker,
+    /// Release: step 6 without its sync.
+    NoSyncOfMarker,
+    /// Release: without step 7.
+    NoRetake,
+    /// Release: the lease is not taken again after a trim.
+    NoRetakeAfterTrim,
+    /// Release: the watch comes after the lease, with the marker, as DESIGN.md had it first.
+    WatchAfterLease,
+    /// Release: the way back without its sync.
+    NoSyncOfUndo,
+    /// Release: a modification time that is that of the record is believed.
+    NoCompareAtRelease,
+    /// Recall: the marker goes before the data is durable.
+    ClearBeforeSync,
+    /// Recall: the data is not synced at all.
+    NoSyncOfData,
+    /// Recall: writers go on when the marker is gone, not when that is durable.
+    AnswerBeforeDurable,
+    /// Recall: what is there already is not compared with the object.
+    NoCompareAtRecall,
+    /// Recall, tier lsm-filter: the watch is not kept until the marker's removal is durable.
+    NoKeepWatch,
+    /// Archive: the data version is that after the data was read, and no lease vouches for it.
+    VersionAfterRead,
+    /// Archive: the record is written before the object is flushed.
+    RecordBeforeFlush,
+    /// Programs: no `guard_post_open`.
+    NoPostOpen,
+    /// Programs: the marker is looked at before `seq` is.
+    LookBeforeSeq,
+    /// Holder: an engine that died is not started again.
+    NoNewEngine,
+    /// Holder: who waits is let through when the engine dies.
+    AllowOnEngineDeath,
+    /// Engine: answers without having synced the file system at its start.
+    NoSyncAtStart,
+    /// Recovery: what is there is punched, whatever it is.
+    RepunchTrustsMarker,
+}
+
+/// A run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) tier: Tier,
+    pub(crate) readers: usize,
+    pub(crate) left: Left,
+    /// Holder and engine may die together, without the machine.
+    pub(crate) both_die: bool,
+    pub(crate) mutants: &'static [Mutant],
+    /// Gaps that the code has are closed: see `main.rs`.
+    pub(crate) remedies: &'static [Remedy],
+}
+
+/// What would close a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remedy {
+    /// An archive job may not claim a file that is being recalled or settles.
+    NoArchiveDuringRecall,
+    /// Release: the data is on the device before the marker is set.
+    DataBeforeMarker,
+    /// Recovery: what is there is punched only if it is the object's.
+    RepunchCompares,
+    /// The engine of a dead holder denies whoever waits in its group before it ends.
+    DenyAtTakeOver,
+}
+
+impl Setup {
+    pub(crate) fn new(tier: Tier) -> Self {
+        let left = Left { writes: 1, releases: 1, archives: 0, crashes: 1 };
+        Self {
+            tier,
+            readers: 1,
+            left,
+            both_die: tier != Tier::UserFilter,
+            mutants: &[],
+            remedies: &[],
+        }
+    }
+
+    pub(crate) fn readers(self, readers: usize) -> Self {
+        Self { readers, ..self }
+    }
+
+    pub(crate) fn writes(self, writes: u8) -> Self {
+        Self { left: Left { writes, ..self.left }, ..self }
+    }
+
+    pub(crate) fn releases(self, releases: u8) -> Self {
+        Self { left: Left { releases, ..self.left }, ..self }
+    }
+
+    pub(crate) fn archives(self, archives: u8) -> Self {
+        Self { left: Left { archives, ..self.left }, ..self }
+    }
+
+    pub(crate) fn crashes(self, crashes: u8) -> Self {
+        Self { left: Left { crashes, ..self.left }, ..self }
+    }
+
+    pub(crate) fn an_agent_lives(self) -> Self {
+        Self { both_die: false, ..self }
+    }
+
+    pub(crate) fn without(self, mutants: &'static [Mutant]) -> Self {
+        Self { mutants, ..self }
+    }
+
+    pub(crate) fn with(self, remedies: &'static [Remedy]) -> Self {
+        Self { remedies, ..self }
+    }
+
+    pub(crate) fn has(&self, remedy: Remedy) -> bool {
+        self.remedies.contains(&remedy)
+    }
+
+    pub(crate) fn is(&self, mutant: Mutant) -> bool {
+        self.mutants.contains(&mutant)
+    }
+
+    pub(crate) fn programs(&self) -> bool {
+        self.tier != Tier::UserFilter
+    }
+
+    /// The whole file system is watched, except for inodes that are passed over.
+    pub(crate) fn watches_all(&self) -> bool {
+        self.tier != Tier::LsmFilter
+    }
+
+    pub(crate) fn initial(&self) -> State {
+        let mut state = State::initial(self.readers, self.left);
+        state.watch = self.watches_all();
+        state
+    }
+}

@@ -1,0 +1,647 @@
+//! One state of the modelled world, and what must hold in each.
+//!
+//! One file of two chunks. Its contents are small numbers: [`NOTHING`] is a hole (reads as zeros),
+//! 1 is the version that is there at the beginning, 2 and 3 are those that the writer writes. The
+//! object and the record of a version, and the modification time that goes with it, have its number.
+
+/// A hole, no marker, no record, a modification time that agent's own writes have left.
+pub(crate) const NOTHING: u8 = 0;
+/// Versions that there can be.
+pub(crate) const VERSIONS: u8 = 3;
+
+/// Something that memory knows, and that the device knows later.
+///
+/// Any value that it has had since it was last synced may be what the device has: that is as if it
+/// were written back at any time. Chunks are ordered by nothing but syncs, against each other and
+/// against metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Item {
+    /// What programs see.
+    pub(crate) now: u8,
+    /// Bit set of what the device may have.
+    pub(crate) device: u8,
+}
+
+impl Item {
+    pub(crate) const fn durable(value: u8) -> Self {
+        Self { now: value, device: 1 << value }
+    }
+
+    pub(crate) fn set(&mut self, value: u8) {
+        self.now = value;
+        self.device |= 1 << value;
+    }
+
+    pub(crate) fn sync(&mut self) {
+        *self = Self::durable(self.now);
+    }
+
+    /// What may be found after a power cut.
+    pub(crate) fn survivors(self) -> impl Iterator<Item = u8> {
+        (0..=VERSIONS).filter(move |value| self.device & (1 << value) != 0)
+    }
+}
+
+/// The inode's attributes and times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Meta {
+    /// The object that the marker names.
+    pub(crate) marker: u8,
+    /// The object, and the modification time, that the record names.
+    pub(crate) record: u8,
+    pub(crate) mtime: u8,
+}
+
+impl Meta {
+    fn number(self) -> u8 {
+        self.marker << 4 | self.record << 2 | self.mtime
+    }
+
+    fn numbered(number: u8) -> Self {
+        Self { marker: number >> 4, record: number >> 2 & 3, mtime: number & 3 }
+    }
+}
+
+/// The file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct File {
+    pub(crate) chunk: [Item; 2],
+    pub(crate) meta: Meta,
+    /// Bit set of the [`Meta`] that the device may have: as they were at one moment since the last
+    /// sync. ext4, XFS and btrfs keep the order of changes of one inode; when they commit them, is
+    /// open, and so is what becomes of data meanwhile.
+    pub(crate) journal: u64,
+    /// Bit set: what a reader of each chunk may see. One version, except after a power cut that took
+    /// unsynced bytes: then whatever the device has, until somebody reads it.
+    pub(crate) truth: [u8; 2],
+    /// Bit set: what the chunk may be after a power cut, as far as its writer can complain.
+    pub(crate) legal: [u8; 2],
+}
+
+impl File {
+    /// `fdatasync`: on ext4 it commits what the data needs, which the attributes and times are not.
+    pub(crate) fn sync_data(&mut self) {
+        self.chunk.iter_mut().for_each(Item::sync);
+        self.legal = self.truth;
+    }
+
+    /// `fsync`, `syncfs`.
+    pub(crate) fn sync(&mut self) {
+        self.sync_data();
+        self.sync_meta();
+    }
+
+    pub(crate) fn sync_meta(&mut self) {
+        self.journal = 1 << self.meta.number();
+    }
+
+    /// Changes attributes or times.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut Meta)) {
+        change(&mut self.meta);
+        self.journal |= 1 << self.meta.number();
+    }
+
+    /// What may be found after a power cut.
+    pub(crate) fn surviving_meta(self) -> impl Iterator<Item = Meta> {
+        (0..64).filter(move |number| self.journal & (1 << number) != 0).map(Meta::numbered)
+    }
+}
+
+/// A lease on the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lease {
+    None,
+    /// Nobody has the file open for writing.
+    Read,
+    /// Nobody has the file open.
+    Write,
+    /// A read lease that an opener waits for.
+    ReadBreaking,
+    /// A write lease that an opener waits for.
+    WriteBreaking,
+}
+
+impl Lease {
+    /// `Lease::intact`: held, and nobody waits for it.
+    pub(crate) fn is_intact(self) -> bool {
+        matches!(self, Self::Read | Self::Write)
+    }
+
+    pub(crate) fn conflicts(self, writes: bool) -> bool {
+        match self {
+            Self::None => false,
+            Self::Read | Self::ReadBreaking => writes,
+            Self::Write | Self::WriteBreaking => true,
+        }
+    }
+
+    pub(crate) fn breaking(self) -> Self {
+        match self {
+            Self::Read => Self::ReadBreaking,
+            Self::Write => Self::WriteBreaking,
+            other => other,
+        }
+    }
+}
+
+/// A valid cached verdict of the kernel programs (one of another `seq` counts as none).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cached {
+    None,
+    Online,
+    Marked,
+}
+
+/// Where a program is that opens the file, in the order of `do_dentry_open`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum At {
+    /// Has not opened it (again) yet.
+    Away,
+    /// The inode's open count is raised.
+    Counted,
+    /// `guard_open` has read `seq`, not the marker.
+    Looking,
+    /// `guard_open` waits for a watch.
+    WantsWatch,
+    /// Past `guard_open`.
+    BeforeFanotify,
+    /// In fanotify, waits for an answer.
+    Asked,
+    /// Allowed, or not asked.
+    BeforeLease,
+    /// Past `break_lease`.
+    BeforePost,
+    /// `guard_post_open` has read `seq`, not the marker.
+    LookingAgain,
+    /// Has the file open.
+    Open,
+    /// Tier user-filter: a content access waits for an answer.
+    AskedContent,
+    /// Nothing keeps it from its data any more.
+    Access,
+    /// Writer: has written.
+    Wrote,
+    /// Has closed it, or was refused.
+    Gone,
+}
+
+/// A program that opens the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Opener {
+    pub(crate) at: At,
+    /// `seq` has changed since it was read.
+    pub(crate) stale: bool,
+    /// Mutant: the marker was there, when it was looked at too early.
+    pub(crate) saw: bool,
+}
+
+impl Opener {
+    pub(crate) const AWAY: Self = Self::at(At::Away);
+    pub(crate) const GONE: Self = Self::at(At::Gone);
+
+    pub(crate) const fn at(at: At) -> Self {
+        Self { at, stale: false, saw: false }
+    }
+
+    /// Whether the inode's open count includes it.
+    pub(crate) fn counts(self) -> bool {
+        !matches!(self.at, At::Away | At::Gone)
+    }
+
+    /// Has a descriptor of the file.
+    fn has_opened(self) -> bool {
+        matches!(self.at, At::Open | At::AskedContent | At::Access | At::Wrote)
+    }
+
+    pub(crate) fn is_asked(self) -> bool {
+        matches!(self.at, At::Asked | At::AskedContent)
+    }
+
+    /// Waits for somebody else.
+    pub(crate) fn waits(self) -> bool {
+        matches!(self.at, At::Asked | At::AskedContent | At::WantsWatch | At::BeforeLease)
+    }
+
+    /// The kernel lets it go on.
+    pub(crate) fn allowed(self) -> Self {
+        match self.at {
+            At::Asked => Self::at(At::BeforeLease),
+            At::AskedContent => Self::at(At::Access),
+            _ => self,
+        }
+    }
+}
+
+/// What the engine does with the file: the next step, named as in the module that does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Job {
+    Idle,
+    // dispatch.rs
+    LookedOnline,
+    LookedOffline,
+    Answer,
+    // recall/worker.rs
+    RecallOpen,
+    RecallWrite(u8),
+    RecallTimes,
+    RecallSync,
+    RecallClear,
+    RecallLease,
+    CompleteSync,
+    CompletePassOver,
+    // recall/settle.rs
+    SettleData,
+    SettleClear,
+    SettleSync,
+    SettlePassOver,
+    SettleUnlease,
+    // release/batch.rs
+    ReleasePassOver,
+    ReleaseWatch,
+    ReleaseLease,
+    ReleaseCheck,
+    TrimPassOver,
+    TrimWatch,
+    TrimRetake,
+    ReleaseIntent,
+    ReleaseMark,
+    /// The marker is there, its system call has not returned: cached verdicts are still valid.
+    ReleaseMarked,
+    ReleaseSync,
+    ReleaseRetake,
+    ReleasePunch(u8),
+    ReleaseTimes,
+    UndoRemove,
+    UndoSync,
+    ReleaseUnlease,
+    ReleaseUnclaim,
+    // daemon/recover.rs and repunch()
+    RecoverLook,
+    RecoverCheck,
+    RecoverRetake,
+    RecoverPunch,
+    RecoverTimes,
+}
+
+impl Job {
+    /// For packing: a number below 64.
+    fn number(self) -> u64 {
+        match self {
+            Self::Idle => 0,
+            Self::LookedOnline => 1,
+            Self::LookedOffline => 2,
+            Self::Answer => 3,
+            Self::RecallOpen => 4,
+            Self::RecallWrite(chunk) => 5 + u64::from(chunk),
+            Self::RecallTimes => 7,
+            Self::RecallSync => 8,
+            Self::RecallClear => 9,
+            Self::RecallLease => 10,
+            Self::CompleteSync => 11,
+            Self::CompletePassOver => 12,
+            Self::SettleData => 13,
+            Self::SettleClear => 14,
+            Self::SettleSync => 15,
+            Self::SettlePassOver => 16,
+            Self::SettleUnlease => 17,
+            Self::ReleasePassOver => 18,
+            Self::ReleaseWatch => 19,
+            Self::ReleaseLease => 20,
+            Self::ReleaseCheck => 21,
+            Self::TrimPassOver => 22,
+            Self::TrimWatch => 23,
+            Self::TrimRetake => 24,
+            Self::ReleaseIntent => 25,
+            Self::ReleaseMark => 26,
+            Self::ReleaseMarked => 27,
+            Self::ReleaseSync => 28,
+            Self::ReleaseRetake => 29,
+            Self::ReleasePunch(chunk) => 30 + u64::from(chunk),
+            Self::ReleaseTimes => 32,
+            Self::UndoRemove => 33,
+            Self::UndoSync => 34,
+            Self::ReleaseUnlease => 35,
+            Self::ReleaseUnclaim => 36,
+            Self::RecoverLook => 37,
+            Self::RecoverCheck => 38,
+            Self::RecoverRetake => 39,
+            Self::RecoverPunch => 40,
+            Self::RecoverTimes => 41,
+        }
+    }
+
+    /// `Phase::Recalling` or `Phase::Settling` of `core/inflight.rs`.
+    pub(crate) fn is_recall(self) -> bool {
+        (Self::RecallOpen.number()..=Self::SettleUnlease.number()).contains(&self.number())
+    }
+
+    /// `Phase::Settling`.
+    pub(crate) fn is_settling(self) -> bool {
+        (Self::SettleData.number()..=Self::SettleUnlease.number()).contains(&self.number())
+    }
+
+    /// `Phase::Releasing`.
+    pub(crate) fn is_release(self) -> bool {
+        self.number() >= Self::ReleasePassOver.number()
+    }
+}
+
+/// What an archive job does with the file, beside [`Job`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Archive {
+    Idle,
+    PassOver,
+    Lease,
+    Snapshot,
+    Read(u8),
+    Flush,
+    Record,
+    Check,
+}
+
+impl Archive {
+    fn number(self) -> u64 {
+        match self {
+            Self::Idle => 0,
+            Self::PassOver => 1,
+            Self::Lease => 2,
+            Self::Snapshot => 3,
+            Self::Read(chunk) => 4 + u64::from(chunk),
+            Self::Flush => 6,
+            Self::Record => 7,
+            Self::Check => 8,
+        }
+    }
+}
+
+/// The agent: its memory, and its catalogue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Agent {
+    pub(crate) holder: bool,
+    pub(crate) engine: bool,
+    pub(crate) job: Job,
+    /// The job's object.
+    pub(crate) object: u8,
+    /// The job's modification time to restore.
+    pub(crate) times: u8,
+    /// The recall is an operator's: nobody waited for it when it began.
+    pub(crate) bulk: bool,
+    /// The recall found a file that had no data.
+    pub(crate) clean: bool,
+    pub(crate) archive: Archive,
+    /// The archive job's data version.
+    pub(crate) snapshot: u8,
+    /// What the archive job has read.
+    pub(crate) copy: [u8; 2],
+    /// Catalogue: 1 while a release is open.
+    pub(crate) intent: Item,
+    /// The release is over, its catalogue batch not committed.
+    pub(crate) finished: bool,
+    /// The recall's row for the catalogue has the inode's ctime.
+    pub(crate) row: bool,
+    /// Catalogue: the ctime that was seen last is that of the inode.
+    pub(crate) vouched: bool,
+}
+
+/// What may still happen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    pub(crate) writes: u8,
+    pub(crate) releases: u8,
+    pub(crate) archives: u8,
+    pub(crate) crashes: u8,
+}
+
+/// A state as a number.
+pub(crate) type Key = (u128, u64);
+
+/// Everything.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct State {
+    pub(crate) file: File,
+    /// The store: `None`, or what the object's two chunks hold.
+    pub(crate) objects: [Option<[u8; 2]>; VERSIONS as usize],
+    /// Newest version that was written.
+    pub(crate) newest: u8,
+    /// The inode is watched: its mark in tier lsm-filter, no ignore mark in tier user-filter.
+    pub(crate) watch: bool,
+    pub(crate) cached: Cached,
+    /// The lease of [`Agent::job`].
+    pub(crate) lease: Lease,
+    /// The lease of [`Agent::archive`].
+    pub(crate) archive_lease: Lease,
+    pub(crate) agent: Agent,
+    pub(crate) readers: [Opener; 2],
+    pub(crate) writer: Opener,
+    pub(crate) left: Left,
+}
+
+impl State {
+    /// An archived file, nobody has it open, an agent serves.
+    pub(crate) fn initial(readers: usize, left: Left) -> Self {
+        let meta = Meta { marker: NOTHING, record: 1, mtime: 1 };
+        let reader = |number| if number < readers { Opener::AWAY } else { Opener::GONE };
+        Self {
+            file: File {
+                chunk: [Item::durable(1); 2],
+                meta,
+                journal: 1 << meta.number(),
+                truth: [1 << 1; 2],
+                legal: [1 << 1; 2],
+            },
+            objects: [Some([1; 2]), None, None],
+            newest: 1,
+            watch: false,
+            cached: Cached::None,
+            lease: Lease::None,
+            archive_lease: Lease::None,
+            agent: Agent {
+                holder: true,
+                engine: true,
+                job: Job::Idle,
+                object: NOTHING,
+                times: NOTHING,
+                bulk: false,
+                clean: false,
+                archive: Archive::Idle,
+                snapshot: NOTHING,
+                copy: [NOTHING; 2],
+                intent: Item::durable(0),
+                finished: false,
+                row: false,
+                vouched: true,
+            },
+            readers: [reader(0), reader(1)],
+            writer: Opener::AWAY,
+            left,
+        }
+    }
+
+    pub(crate) fn openers(&self) -> [Opener; 3] {
+        [self.readers[0], self.readers[1], self.writer]
+    }
+
+    pub(crate) fn openers_mut(&mut self) -> [&mut Opener; 3] {
+        let [a, b] = &mut self.readers;
+        [a, b, &mut self.writer]
+    }
+
+    /// Somebody but the agent has the file open, or is about to.
+    pub(crate) fn is_open(&self) -> bool {
+        self.openers().iter().any(|opener| opener.counts())
+    }
+
+    /// Then somebody must be able to go on, without crash, luck or giving up.
+    pub(crate) fn somebody_waits(&self) -> bool {
+        self.openers().iter().any(|opener| opener.waits())
+    }
+
+    /// A descriptor of the fanotify group is open somewhere.
+    pub(crate) fn group(&self) -> bool {
+        self.agent.holder || self.agent.engine
+    }
+
+    /// An access raises an event.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watch && self.group()
+    }
+
+    pub(crate) fn is_marked(&self) -> bool {
+        self.file.meta.marker != NOTHING
+    }
+
+    /// A chunk of an object; [`NOTHING`] where there is none.
+    pub(crate) fn stored(&self, object: u8, chunk: usize) -> u8 {
+        match object {
+            NOTHING => NOTHING,
+            number => self.objects[usize::from(number) - 1].map_or(NOTHING, |o| o[chunk]),
+        }
+    }
+
+    /// `inode_post_setxattr`, `inode_post_removexattr`: `seq` grows.
+    pub(crate) fn invalidate(&mut self) {
+        self.cached = Cached::None;
+        for opener in self.openers_mut() {
+            if matches!(opener.at, At::Looking | At::LookingAgain) {
+                opener.stale = true;
+            }
+        }
+    }
+
+    /// The same state for every state that differs only in what nobody will look at any more, or in
+    /// which reader is which.
+    pub(crate) fn canonical(mut self) -> Self {
+        self.readers.sort_unstable();
+        let agent = &mut self.agent;
+        if matches!(agent.job, Job::Idle | Job::Answer | Job::LookedOnline | Job::LookedOffline) {
+            (agent.object, agent.times, agent.clean) = (NOTHING, NOTHING, false);
+        }
+        agent.row &= agent.job.is_recall();
+        agent.bulk &= agent.job.is_recall() || agent.job == Job::LookedOffline;
+        if agent.archive == Archive::Idle {
+            (agent.snapshot, agent.copy) = (NOTHING, [NOTHING; 2]);
+        }
+        self
+    }
+
+    /// The state as a number. The widths are those of the values, so that no two states share one.
+    pub(crate) fn key(&self) -> Key {
+        let mut bits = Bits::default();
+        let file = &self.file;
+        bits.push(file.meta.number().into(), 6);
+        for item in file.chunk {
+            bits.push(item.now.into(), 2);
+            bits.push(item.device.into(), 4);
+        }
+        for set in [file.truth[0], file.truth[1], file.legal[0], file.legal[1]] {
+            bits.push(set.into(), 4);
+        }
+        for object in self.objects {
+            let [a, b] = object.unwrap_or([NOTHING; 2]);
+            bits.push(a.into(), 2);
+            bits.push(b.into(), 2);
+        }
+        bits.push(self.newest.into(), 2);
+        bits.push(self.watch.into(), 1);
+        bits.push(self.cached as u64, 2);
+        bits.push(self.lease as u64, 3);
+        bits.push(self.archive_lease as u64, 3);
+        let agent = &self.agent;
+        bits.push(agent.holder.into(), 1);
+        bits.push(agent.engine.into(), 1);
+        bits.push(agent.job.number(), 6);
+        bits.push(agent.object.into(), 2);
+        bits.push(agent.times.into(), 2);
+        bits.push(agent.bulk.into(), 1);
+        bits.push(agent.clean.into(), 1);
+        bits.push(agent.archive.number(), 4);
+        bits.push(agent.snapshot.into(), 2);
+        bits.push(agent.copy[0].into(), 2);
+        bits.push(agent.copy[1].into(), 2);
+        bits.push(agent.intent.now.into(), 1);
+        bits.push(agent.intent.device.into(), 2);
+        bits.push(agent.finished.into(), 1);
+        bits.push(agent.row.into(), 1);
+        bits.push(agent.vouched.into(), 1);
+        for opener in self.openers() {
+            bits.push(opener.at as u64, 4);
+            bits.push(opener.stale.into(), 1);
+            bits.push(opener.saw.into(), 1);
+        }
+        let left = &self.left;
+        for budget in [left.writes, left.releases, left.archives, left.crashes] {
+            bits.push(budget.into(), 2);
+        }
+        (bits.value, self.file.journal)
+    }
+
+    /// What is wrong with this state. `strict`: data that is there and is denied for ever counts.
+    pub(crate) fn violation(&self, strict: bool) -> Option<&'static str> {
+        for chunk in 0..2 {
+            let (here, truth) = (self.file.chunk[chunk].now, self.file.truth[chunk]);
+            let right = |value: u8| truth & (1 << value) != 0;
+            if self.openers().iter().any(|o| o.at == At::Access) && !right(here) {
+                return Some(match here {
+                    NOTHING => "a program reads zeros",
+                    _ => "a program reads stale bytes",
+                });
+            }
+            if here == NOTHING && self.openers().iter().any(|o| o.has_opened()) {
+                return Some("a program has an offline file open: SEEK_DATA shows its holes");
+            }
+            let marker = self.file.meta.marker;
+            let stored = self.stored(marker, chunk);
+            if !right(here) && !right(stored) {
+                return Some(
+                    "the data is lost: neither here nor in an object that the marker names",
+                );
+            }
+            if marker == NOTHING && !right(here) {
+                return Some("the data is not here, and no marker says so");
+            }
+            let recalled = self.agent.job == Job::RecallOpen && marker != NOTHING;
+            if strict && recalled && here != NOTHING && here != stored {
+                return Some(
+                    "a program is refused its data: it is not that of the marker's object",
+                );
+            }
+        }
+        None
+    }
+}
+
+/// Packs small numbers.
+#[derive(Default)]
+struct Bits {
+    value: u128,
+    used: u32,
+}
+
+impl Bits {
+    fn push(&mut self, value: u64, width: u32) {
+        assert!(value < 1 << width, "{value} needs more than {width} bits");
+        self.value |= u128::from(value) << self.used;
+        self.used += width;
+        assert!(self.used <= u128::BITS, "the state is too large");
+    }
+}
