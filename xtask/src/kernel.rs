@@ -74,13 +74,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 pub(crate) fn ensure(flavour: Flavour) -> Result<PathBuf> {
     let dir = setup::cache_dir()?.join("kernel");
     fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-    let _one_at_a_time = lock(&dir)?;
     let fragments = read_fragments(flavour)?;
-    if let Some(version) = source::newest(&dir)? {
-        let vmlinux = result(&dir, flavour, &version, &fragments);
-        if vmlinux.is_file() {
-            return Ok(vmlinux);
-        }
+    // Kernels are renamed into their place: one that is there is whole, whoever builds another one.
+    if let Some(vmlinux) = built(&dir, flavour, &fragments)? {
+        return Ok(vmlinux);
+    }
+    let _one_at_a_time = lock(&dir)?;
+    if let Some(vmlinux) = built(&dir, flavour, &fragments)? {
+        return Ok(vmlinux);
     }
     setup::install(setup::KERNEL)?;
     let tree = source::ensure(&dir)?;
@@ -96,6 +97,13 @@ pub(crate) fn ensure(flavour: Flavour) -> Result<PathBuf> {
     note("15 minutes on two cores the first time; ccache makes the next builds short");
     step(&format!("building Linux {version} ({name})"), || job.build())?;
     Ok(job.result)
+}
+
+/// The kernel of the newest source, if it has been built.
+fn built(dir: &Path, flavour: Flavour, fragments: &str) -> Result<Option<PathBuf>> {
+    let Some(version) = source::newest(dir)? else { return Ok(None) };
+    let vmlinux = result(dir, flavour, &version, fragments);
+    Ok(vmlinux.is_file().then_some(vmlinux))
 }
 
 fn result(dir: &Path, flavour: Flavour, version: &str, fragments: &str) -> PathBuf {
