@@ -38,9 +38,7 @@ pub fn guard_open(context: LsmContext) -> i32 {
         count(Counter::PassedExempt);
         return 0;
     }
-    let look = Look::begin(inode);
-    let marker = if verdict.is_marked() { Marker::Present } else { marker::of_file(file) };
-    look.end(marker);
+    let (marker, look) = Look::take(inode, verdict, || marker::of_file(file));
     match marker {
         Marker::Absent => {
             count(Counter::PassedAbsent);
