@@ -4,6 +4,9 @@
 //! The independent second check: whoever is not the agent and would end up with an open file on a
 //! marked inode is refused. It catches the opener whose listener died (the kernel lets those
 //! pass), whose watch was somebody else's, and who waited for the lease of the release itself.
+//!
+//! Where `guard_open` has let this very open pass and no marker was set since, there is nothing to
+//! look at again: see [`crate::passed`].
 
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
@@ -13,12 +16,16 @@ use crate::counters::count;
 use crate::examine::examine;
 use crate::marker;
 use crate::object::File;
+use crate::passed;
 
 /// `int file_post_open(struct file *file, int mask)`.
 #[lsm(hook = "file_post_open", sleepable)]
 pub fn guard_post_open(context: LsmContext) -> i32 {
     // SAFETY: the hook's first argument.
     let file = unsafe { File::new(context.arg(0)) };
+    if passed::is_remembered(file) {
+        return 0;
+    }
     let Some(suspect) = examine(file.inode(), || marker::of_file(file)) else { return 0 };
     let result = suspect.verdict();
     if result != 0 {

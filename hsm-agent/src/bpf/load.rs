@@ -166,6 +166,7 @@ fn encode(settings: &Settings, offsets: filter::Offsets) -> Result<filter::Setti
         truncate_limit: nanoseconds(settings.truncate_limit),
         spin_limit: nanoseconds(settings.spin_limit),
         offsets,
+        reserved: 0,
     })
 }
 
