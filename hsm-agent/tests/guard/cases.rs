@@ -344,7 +344,9 @@ fn nobody_gets_a_file_whose_release_died(lab: &Lab) -> Result<()> {
 fn write_until(end: Instant, path: &Path, written: &AtomicU64) -> Result<u64> {
     let mut writes = 0;
     while Instant::now() < end {
-        let Some(file) = try_open(OpenOptions::new().read(true).write(true), path)? else { continue };
+        let Some(file) = try_open(OpenOptions::new().read(true).write(true), path)? else {
+            continue;
+        };
         let expected = written.load(Ordering::SeqCst);
         let got = number(&file)?;
         ensure!(got == expected, "{got} after {expected} was written");
