@@ -83,11 +83,7 @@ impl Look {
     /// Looks at the marker, unless the verdict says validly that it is there, and caches what was
     /// seen.
     #[inline(always)]
-    pub fn take(
-        inode: Inode,
-        verdict: Verdict,
-        read: impl FnOnce() -> Marker,
-    ) -> (Marker, Self) {
+    pub fn take(inode: Inode, verdict: Verdict, read: impl FnOnce() -> Marker) -> (Marker, Self) {
         let look = Self::begin(inode);
         let marker = if verdict.is_marked() { Marker::Present } else { read() };
         look.end(marker);

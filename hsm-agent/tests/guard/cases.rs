@@ -44,6 +44,7 @@ cases! {
     a_strangers_watch_is_not_enough,
     who_waited_for_a_lease_is_looked_at_again,
     nobody_gets_a_file_whose_release_died,
+    what_passed_before_says_nothing_of_the_next_file,
     truncation_waits_while_there_is_progress,
     truncation_of_online_files_needs_no_agent,
     guard_mode_needs_watch_and_server,
@@ -383,6 +384,21 @@ fn number(file: &File) -> Result<u64> {
     let mut bytes = [0; 8];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(u64::from_ne_bytes(bytes))
+}
+
+/// The kernel gives the next open the `struct file` that the last one has just given back.
+fn what_passed_before_says_nothing_of_the_next_file(lab: &Lab) -> Result<()> {
+    const TIMES: u64 = 100;
+    let online = lab.file("online")?;
+    let marked = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("stranger", &marked)?;
+    for _ in 0..TIMES {
+        ensure!(open_errno(&online) == 0, "the online file was refused");
+        let error = open_errno(&marked);
+        ensure!(error == EAGAIN, "the marked file: error {error}");
+    }
+    assert_count(lab, Counter::DeniedPostOpen, TIMES)
 }
 
 fn truncation_waits_while_there_is_progress(lab: &Lab) -> Result<()> {
