@@ -15,7 +15,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// Version of everything in this module. It is part of the pin directory's name: programs and an
 /// agent of different versions never share a map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The read-only global of type `u64` that holds the [`FINGERPRINT`] of the object.
 pub const LAYOUT: &str = "LAYOUT";
@@ -68,6 +68,9 @@ const fn mix(mut hash: u64, text: &str) -> u64 {
 
 /// Map of [`Coverage`] by file system UUID.
 pub const FILESYSTEMS: &str = "FILESYSTEMS";
+/// Array of one `u64` for each [`class`] of UUIDs: zero where no file system of that class was ever
+/// covered. Written before the entry in [`FILESYSTEMS`], and never taken back.
+pub const CLASSES: &str = "CLASSES";
 /// Task storage of [`Trust`]: what a process may do that others may not.
 pub const TRUSTED: &str = "TRUSTED";
 /// Array of one [`Server`]: who serves the requests. All zero: nobody.
@@ -100,6 +103,17 @@ const _: () = assert!(RING_BYTES as usize >= MAX_WAITS as usize * (size_of::<Req
 /// Not the device number: coverage can be installed before the file system is mounted, it outlives
 /// an unmount, and a mounted snapshot of a covered file system is covered too.
 pub type Uuid = [u8; 16];
+
+/// Classes of UUIDs.
+pub const UUID_CLASSES: u32 = 256;
+
+/// The class of a UUID: its first byte, which is random. File systems without a UUID are in class
+/// zero. Most opens on a machine are of file systems that nobody covers, and nearly all of these
+/// are known by their class alone.
+#[inline(always)]
+pub const fn class(uuid: &Uuid) -> u32 {
+    uuid[0] as u32
+}
 
 /// What a covered file system's programs do about a marked file.
 #[repr(C)]

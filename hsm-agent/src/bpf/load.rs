@@ -56,6 +56,7 @@ pub(super) const PROGRAMS: &[Program] = &[
 /// Maps that are pinned.
 pub(super) const MAPS: &[&str] = &[
     filter::FILESYSTEMS,
+    filter::CLASSES,
     filter::TRUSTED,
     filter::SERVER,
     filter::REQUESTS,
