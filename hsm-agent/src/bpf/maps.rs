@@ -114,12 +114,12 @@ impl Maps {
 
     /// The covered file systems.
     pub fn covered(&self) -> Result<Vec<(Uuid, Mode)>, BpfError> {
-        let map = lock(&self.filesystems);
-        let mode = |code| if code == filter::MODE_FILTER { Mode::Filter } else { Mode::Guard };
-        map.iter()
-            .map(|entry| entry.map(|(uuid, code)| (uuid, mode(code))))
-            .collect::<Result<_, _>>()
-            .map_err(failed(filter::FILESYSTEMS, "listing"))
+        covered(&lock(&self.filesystems))
+    }
+
+    /// The file systems that are covered by the maps in `dir`, which may lack maps of this version.
+    pub(super) fn covered_in(dir: &Path) -> Result<Vec<(Uuid, Mode)>, BpfError> {
+        covered(&open(dir, filter::FILESYSTEMS)?)
     }
 
     /// Lets a process open marked files as it likes, change hsm's attributes, and be asked about
@@ -220,6 +220,14 @@ impl Maps {
     pub fn counters(&self) -> Result<Counts, BpfError> {
         counters::read(&self.counters)
     }
+}
+
+fn covered(map: &HashMap<MapData, Uuid, u32>) -> Result<Vec<(Uuid, Mode)>, BpfError> {
+    let mode = |code| if code == filter::MODE_FILTER { Mode::Filter } else { Mode::Guard };
+    map.iter()
+        .map(|entry| entry.map(|(uuid, code)| (uuid, mode(code))))
+        .collect::<Result<_, _>>()
+        .map_err(failed(filter::FILESYSTEMS, "listing"))
 }
 
 fn map(dir: &Path, name: &'static str) -> Result<MapData, BpfError> {

@@ -129,11 +129,12 @@ fn attach(image: &Image, base: &Path, version: &Path, links: &Path) -> Result<()
 /// Copies what the agent told another version. Its maps may have another layout: what cannot be
 /// read is told again by the agent.
 fn copy(from: &Path, to: &Path) {
-    let (Ok(from), Ok(to)) = (Maps::open_in(from), Maps::open_in(to)) else { return };
     let result = (|| -> Result<(), BpfError> {
-        for (uuid, mode) in from.covered()? {
+        let to = Maps::open_in(to)?;
+        for (uuid, mode) in Maps::covered_in(from)? {
             to.cover(uuid, mode)?;
         }
+        let from = Maps::open_in(from)?;
         let Some(server) = from.server()? else { return Ok(()) };
         if from.is_exempt(server)? {
             to.exempt(server)?;
