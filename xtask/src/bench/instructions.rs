@@ -102,10 +102,11 @@ fn measure(path: &Path) -> Result<Cost> {
     for file in &files {
         std::fs::write(file, [7u8; 4096])?;
     }
-    open_read_close(path)?;
     let mut cost = Cost { open: u64::MAX, read: u64::MAX, first: u64::MAX };
     for _ in 0..ROUNDS {
         cost.first = cost.first.min(first_opens(&files)?);
+        // Its data is in memory again.
+        open_read_close(path)?;
         let open = per_call(LOOPS, || (0..LOOPS).try_for_each(|_| open_read_close(path)))?;
         let file = File::open(path)?;
         let read = per_call(LOOPS, || (0..LOOPS).try_for_each(|_| read_page(&file)))?;
