@@ -15,7 +15,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// Version of everything in this module. It is part of the pin directory's name: programs and an
 /// agent of different versions never share a map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The read-only global of type `u64` that holds the [`FINGERPRINT`] of the object.
 pub const LAYOUT: &str = "LAYOUT";
@@ -68,6 +68,9 @@ const fn mix(mut hash: u64, text: &str) -> u64 {
 
 /// Map of [`Coverage`] by file system UUID.
 pub const FILESYSTEMS: &str = "FILESYSTEMS";
+/// Array of one `u64` for each [`class`] of UUIDs: zero where no file system of that class was ever
+/// covered. Written before the entry in [`FILESYSTEMS`], and never taken back.
+pub const CLASSES: &str = "CLASSES";
 /// Task storage of [`Trust`]: what a process may do that others may not.
 pub const TRUSTED: &str = "TRUSTED";
 /// Array of one [`Server`]: who serves the requests. All zero: nobody.
@@ -100,6 +103,17 @@ const _: () = assert!(RING_BYTES as usize >= MAX_WAITS as usize * (size_of::<Req
 /// Not the device number: coverage can be installed before the file system is mounted, it outlives
 /// an unmount, and a mounted snapshot of a covered file system is covered too.
 pub type Uuid = [u8; 16];
+
+/// Classes of UUIDs.
+pub const UUID_CLASSES: u32 = 256;
+
+/// The class of a UUID: its first byte, which is random. File systems without a UUID are in class
+/// zero. Most opens on a machine are of file systems that nobody covers, and nearly all of these
+/// are known by their class alone.
+#[inline(always)]
+pub const fn class(uuid: &Uuid) -> u32 {
+    uuid[0] as u32
+}
 
 /// What a covered file system's programs do about a marked file.
 #[repr(C)]
@@ -209,6 +223,36 @@ pub const ANSWER_WATCHED: i32 = 2;
 /// it was set. While the marker is set and not yet counted, an old word still passes openers; they
 /// have raised the inode's open count before, and the second lease of a release, which is asked for
 /// after `setxattr` has returned (and so counted), finds them.
+///
+/// # Why one look per open is enough
+///
+/// An opener passes two programs: one before the wait for a lease, and one after it, which catches
+/// whoever was let pass before a marker was set. The second one looks again only if it must. The
+/// program behind `inode_post_setxattr` also counts *generations*: every marker set, on whatever
+/// inode, after that inode's `seq`. The first program reads the generation G1, takes a full barrier,
+/// looks (at coverage, verdict, marker), and if the file passes as online, or as none of a covered
+/// file system, remembers this very `struct file` with G1. The second reads the generation G2, and
+/// passes without a look if it finds its file remembered with G1 = G2. Take a marker that was set on
+/// the inode and counted as generation M:
+///
+/// - M comes before G1. Then the look came after M, and the argument above holds: it found the marker,
+///   or that it had been removed.
+/// - M comes between G1 and G2. Then they differ, and the second program looks.
+/// - M comes after G2. The opener raised the inode's open count before the barrier, the barrier comes
+///   before G2, and G2 before M: the second lease of the release, asked for after M, finds it. This
+///   is the race that the look would lose as well: the marker may be set right after it.
+///
+/// A `struct file` that was freed and serves another open is remembered no more: the first program
+/// runs for every open that the second one sees, in the same thread, and begins by forgetting what
+/// that thread had remembered. Linux calls `security_file_post_open` in two places, after `vfs_open`
+/// or `atomic_open` (`do_open`) and after `dentry_open` (nfsd); all of them go through
+/// `do_dentry_open`, which calls `security_file_open`, and nothing else makes such a file
+/// (`FMODE_OPENED`). An open inside of another one, as overlayfs does it, takes the thread's slot: the
+/// outer file is not found there, and is looked at.
+///
+/// A file system that begins to be covered between the two: the marker of a release comes after its
+/// first lease, which nobody gets who has not seen the opener, or else the opener's barrier comes
+/// after the coverage. A marker that was there before the coverage had an unguarded opener anyway.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Cached {
@@ -282,6 +326,8 @@ pub struct Settings {
     pub spin_limit: u64,
     /// Where the running kernel keeps what the programs look at.
     pub offsets: Offsets,
+    /// Zero: the number of offsets is odd.
+    pub reserved: u32,
 }
 
 /// A structure member that the running kernel does not have.
@@ -354,6 +400,8 @@ offsets! {
     path_dentry = "path.dentry" needed,
     /// What an attribute change changes.
     iattr_valid = "iattr.ia_valid" needed,
+    /// Number of the thread.
+    task_number = "task_struct.pid" needed,
     /// First thread of the process.
     task_leader = "task_struct.group_leader" needed,
     /// Address space; null for a kernel thread.

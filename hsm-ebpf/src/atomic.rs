@@ -1,6 +1,6 @@
-//! Atomic additions: the programs sleep and are preempted in the middle.
+//! Atomic accesses: the programs sleep and are preempted in the middle.
 
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
 
 /// Adds to a map's value.
 ///
@@ -10,4 +10,14 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 pub unsafe fn add(at: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller's promise; the instruction is atomic.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(at, value) }
+}
+
+/// Replaces a map's value, and is a full barrier.
+///
+/// # Safety
+/// `at` points into the value of a map that is alive for the rest of the program.
+#[inline(always)]
+pub unsafe fn exchange(at: *mut u64, value: u64) -> u64 {
+    // SAFETY: the caller's promise; the instruction is atomic.
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(at, value) }
 }

@@ -1,8 +1,8 @@
 //! Which file systems the programs care about, and how.
 
-use hsm_common::filter::MODE_FILTER;
+use hsm_common::filter::{MODE_FILTER, class};
 
-use crate::maps::{FILESYSTEMS, SERVER};
+use crate::maps::{CLASSES, FILESYSTEMS, SERVER};
 use crate::object::{Inode, SuperBlock};
 
 /// What to do about a marked file of a covered file system.
@@ -18,6 +18,12 @@ pub enum Mode {
 #[inline(always)]
 pub fn of(sb: SuperBlock) -> Option<Mode> {
     let uuid = sb.uuid();
+    if let Some(covered) = CLASSES.get_ptr(class(&uuid)) {
+        // SAFETY: an array's values live as long as the map; volatile, because the agent writes it.
+        if unsafe { covered.read_volatile() } == 0 {
+            return None;
+        }
+    }
     // SAFETY: the value is read at once; entries are changed by the agent only.
     match unsafe { FILESYSTEMS.get(&uuid) } {
         Some(coverage) if coverage.mode == MODE_FILTER => Some(Mode::Filter),

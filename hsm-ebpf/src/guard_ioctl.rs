@@ -7,10 +7,10 @@ use hsm_common::filter::Counter;
 
 use crate::counters::count;
 use crate::coverage;
-use crate::marker::{self, Marker};
+use crate::examine::examine;
+use crate::marker;
 use crate::object::{File, Inode};
 use crate::task;
-use crate::verdict::{Look, Verdict};
 use crate::wait::EAGAIN;
 
 /// Not permitted.
@@ -52,18 +52,7 @@ pub fn guard_ioctl_compat(context: LsmContext) -> i32 {
 
 #[inline(always)]
 fn fiemap(file: File) -> i32 {
-    let inode = file.inode();
-    if !inode.is_regular() {
-        return 0;
-    }
-    let verdict = Verdict::peek(inode);
-    if verdict.is_online() || coverage::of(inode.superblock()).is_none() || task::is_exempt() {
-        return 0;
-    }
-    let look = Look::begin(inode);
-    let marker = if verdict.is_marked() { Marker::Present } else { marker::of_file(file) };
-    look.end(marker);
-    if marker == Marker::Absent {
+    if examine(file.inode(), || marker::of_file(file)).is_none() {
         return 0;
     }
     count(Counter::IoctlDenied);

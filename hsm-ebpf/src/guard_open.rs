@@ -14,6 +14,7 @@ use crate::counters::count;
 use crate::coverage::{self, Mode};
 use crate::marker::{self, Marker};
 use crate::object::{File, Inode, SuperBlock};
+use crate::passed::Passage;
 use crate::task;
 use crate::verdict::{Look, Verdict};
 use crate::wait::{Answer, EAGAIN, ask};
@@ -27,22 +28,26 @@ pub fn guard_open(context: LsmContext) -> i32 {
     if !inode.is_regular() {
         return 0;
     }
+    let passage = Passage::begin();
     let verdict = Verdict::peek(inode);
     if verdict.is_online() {
+        passage.remember(file);
         count(Counter::PassedCached);
         return 0;
     }
     let sb = inode.superblock();
-    let Some(mode) = coverage::of(sb) else { return 0 };
+    let Some(mode) = coverage::of(sb) else {
+        passage.remember(file);
+        return 0;
+    };
     if task::is_exempt() {
         count(Counter::PassedExempt);
         return 0;
     }
-    let look = Look::begin(inode);
-    let marker = if verdict.is_marked() { Marker::Present } else { marker::of_file(file) };
-    look.end(marker);
+    let (marker, look) = Look::take(inode, verdict, || marker::of_file(file));
     match marker {
         Marker::Absent => {
+            passage.remember(file);
             count(Counter::PassedAbsent);
             return 0;
         }

@@ -12,12 +12,11 @@ use hsm_common::filter::{Counter, KIND_TRUNCATE};
 
 use crate::counters::count;
 use crate::coverage::{self, Mode};
-use crate::guard_post_open::still_marked;
-use crate::marker::{self, Marker};
+use crate::examine::examine;
+use crate::marker;
 use crate::object::{Attributes, Dentry, Path};
 use crate::task;
-use crate::verdict::{Look, Verdict};
-use crate::wait::{Answer, EAGAIN, ask};
+use crate::wait::{Answer, ask};
 
 /// `ATTR_SIZE` of `<linux/fs.h>`.
 const ATTR_SIZE: u32 = 1 << 3;
@@ -57,29 +56,8 @@ pub fn guard_setattr(context: LsmContext) -> i32 {
     // SAFETY: the hook's second argument.
     let dentry = unsafe { Dentry::new(context.arg(1)) };
     let Some(inode) = dentry.inode() else { return 0 };
-    if !inode.is_regular() {
-        return 0;
-    }
-    let verdict = Verdict::peek(inode);
-    if verdict.is_online() {
-        return 0;
-    }
-    let sb = inode.superblock();
-    let Some(mode) = coverage::of(sb) else { return 0 };
-    if task::is_exempt() {
-        return 0;
-    }
-    let look = Look::begin(inode);
-    let marker = if verdict.is_marked() { Marker::Present } else { marker::of_dentry(dentry) };
-    look.end(marker);
-    if marker == Marker::Absent {
-        return 0;
-    }
-    let result = match mode {
-        Mode::Guard if coverage::is_answered_for(sb) => 0,
-        Mode::Guard => -EAGAIN,
-        Mode::Filter => still_marked(inode, sb, marker, look),
-    };
+    let Some(suspect) = examine(inode, || marker::of_dentry(dentry)) else { return 0 };
+    let result = suspect.verdict();
     if result != 0 {
         count(Counter::TruncateDenied);
     }

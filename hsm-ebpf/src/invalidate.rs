@@ -11,30 +11,38 @@ use hsm_common::filter::Counter;
 use crate::counters::count;
 use crate::marker::AttributeName;
 use crate::object::Dentry;
+use crate::passed;
 use crate::verdict::Verdict;
 
 /// `void inode_post_setxattr(struct dentry *dentry, const char *name, const void *value, size_t
 /// size, int flags)`.
 #[lsm(hook = "inode_post_setxattr")]
 pub fn invalidate_set(context: LsmContext) -> i32 {
+    let name = AttributeName::read(context.arg(1));
     // SAFETY: the hook's first argument.
-    changed(unsafe { Dentry::new(context.arg(0)) }, context.arg(1))
+    changed(unsafe { Dentry::new(context.arg(0)) }, || name.is_state());
+    // After the verdict: who reads the new generation finds the verdict invalid.
+    if name.is_marker() {
+        passed::forget_all();
+    }
+    0
 }
 
 /// `void inode_post_removexattr(struct dentry *dentry, const char *name)`.
 #[lsm(hook = "inode_post_removexattr")]
 pub fn invalidate_removed(context: LsmContext) -> i32 {
+    let name = context.arg(1);
     // SAFETY: the hook's first argument.
-    changed(unsafe { Dentry::new(context.arg(0)) }, context.arg(1))
+    changed(unsafe { Dentry::new(context.arg(0)) }, || AttributeName::read(name).is_state());
+    0
 }
 
 #[inline(always)]
-fn changed(dentry: Dentry, name: *const u8) -> i32 {
-    let Some(inode) = dentry.inode() else { return 0 };
+fn changed(dentry: Dentry, is_state: impl FnOnce() -> bool) {
+    let Some(inode) = dentry.inode() else { return };
     let verdict = Verdict::peek(inode);
-    if verdict.exists() && AttributeName::read(name).is_state() {
+    if verdict.exists() && is_state() {
         verdict.invalidate();
         count(Counter::Invalidated);
     }
-    0
 }

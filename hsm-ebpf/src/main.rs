@@ -5,7 +5,8 @@
 //! fanotify only when fanotify will ask somebody about it, and is otherwise refused with `EAGAIN`.
 //!
 //! One file per program; what they share is in [`object`] (kernel structures), [`task`] (who asks),
-//! [`marker`], [`verdict`], [`coverage`] and [`wait`] (asking the agent).
+//! [`marker`], [`verdict`], [`coverage`], [`examine`] (all of these), [`passed`] (between the two
+//! programs of an open) and [`wait`] (asking the agent).
 //!
 //! The invariant of every program: a pass needs a reason (verdict, absent marker, exemption, a
 //! watch that will be asked, the agent's word). Whatever fails on the way, refuses.
@@ -17,6 +18,7 @@
 mod atomic;
 mod counters;
 mod coverage;
+mod examine;
 mod exit;
 mod guard_ioctl;
 mod guard_open;
@@ -27,6 +29,7 @@ mod invalidate;
 mod maps;
 mod marker;
 mod object;
+mod passed;
 mod settings;
 mod task;
 mod task_storage;

@@ -4,7 +4,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, InodeStorage, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use hsm_common::filter::{
     Cached, Counter, Coverage, MAX_FILESYSTEMS, MAX_WAITS, RING_BYTES, Request, Server, Trust,
-    Uuid, Wait,
+    UUID_CLASSES, Uuid, Wait,
 };
 
 use crate::task_storage::TaskStorage;
@@ -12,6 +12,10 @@ use crate::task_storage::TaskStorage;
 /// Covered file systems.
 #[btf_map]
 pub static FILESYSTEMS: HashMap<Uuid, Coverage, { MAX_FILESYSTEMS as usize }> = HashMap::new();
+
+/// Classes of UUIDs with a covered file system among them.
+#[btf_map]
+pub static CLASSES: Array<u64, { UUID_CLASSES as usize }> = Array::new();
 
 /// What processes are trusted with.
 #[btf_map]

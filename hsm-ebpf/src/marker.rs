@@ -84,6 +84,12 @@ impl AttributeName {
         self.is(marker_name()) || self.is(record_name()) || self.is(map_name())
     }
 
+    /// Whether this is the marker.
+    #[inline(always)]
+    pub fn is_marker(&self) -> bool {
+        self.is(marker_name())
+    }
+
     /// Whether a change of it makes cached verdicts invalid.
     #[inline(always)]
     pub fn is_state(&self) -> bool {

@@ -80,9 +80,19 @@ pub struct Look {
 }
 
 impl Look {
+    /// Looks at the marker, unless the verdict says validly that it is there, and caches what was
+    /// seen.
+    #[inline(always)]
+    pub fn take(inode: Inode, verdict: Verdict, read: impl FnOnce() -> Marker) -> (Marker, Self) {
+        let look = Self::begin(inode);
+        let marker = if verdict.is_marked() { Marker::Present } else { read() };
+        look.end(marker);
+        (marker, look)
+    }
+
     /// Reads `seq`. To be called before anybody looks at the marker.
     #[inline(always)]
-    pub fn begin(inode: Inode) -> Self {
+    fn begin(inode: Inode) -> Self {
         let Verdict(cached) = Verdict::create(inode);
         if cached.is_null() {
             return Self { cached: null_mut(), seq: 0 };

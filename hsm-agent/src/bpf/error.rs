@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::Probe;
+
 /// Type information that cannot be read.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BtfError {
@@ -50,6 +52,9 @@ pub enum BpfError {
          build`"
     )]
     Layout,
+    /// This machine does not run them.
+    #[error("{0}")]
+    Unavailable(Probe),
     /// A setting that the programs cannot work with.
     #[error("{what} {value:?} cannot be used by kernel programs: {why}")]
     Setting {

@@ -10,7 +10,7 @@ use hsm_common::filter::{self, Name};
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol};
 
-use super::{BpfError, Settings, kernel, kfunc};
+use super::{BpfError, Btf, Settings, kernel, kfunc};
 use crate::sys::probe::kernel_release;
 
 /// Where a program is attached.
@@ -56,6 +56,7 @@ pub(super) const PROGRAMS: &[Program] = &[
 /// Maps that are pinned.
 pub(super) const MAPS: &[&str] = &[
     filter::FILESYSTEMS,
+    filter::CLASSES,
     filter::TRUSTED,
     filter::SERVER,
     filter::REQUESTS,
@@ -72,10 +73,13 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// Links the object to the running kernel.
-    pub(super) fn prepare(object: &[u8], settings: &Settings) -> Result<Self, BpfError> {
-        let types = kernel::types()?;
-        let settings = encode(settings, kernel::offsets(&types)?)?;
+    /// Links the object to the running kernel, whose type information is `types`.
+    pub(super) fn prepare(
+        object: &[u8],
+        settings: &Settings,
+        types: &Btf<'_>,
+    ) -> Result<Self, BpfError> {
+        let settings = encode(settings, kernel::offsets(types)?)?;
         let mut object = object.to_vec();
         if layout(&object) != Some(filter::FINGERPRINT) {
             return Err(BpfError::Layout);
@@ -166,6 +170,7 @@ fn encode(settings: &Settings, offsets: filter::Offsets) -> Result<filter::Setti
         truncate_limit: nanoseconds(settings.truncate_limit),
         spin_limit: nanoseconds(settings.spin_limit),
         offsets,
+        reserved: 0,
     })
 }
 
@@ -224,7 +229,8 @@ mod tests {
             eprintln!("NOT TESTED: this kernel tells no type information");
             return;
         }
-        let image = Image::prepare(object, &Settings::default()).expect("linked");
+        let types = kernel::types().expect("readable");
+        let image = Image::prepare(object, &Settings::default(), &types).expect("linked");
         assert_eq!(image.object.len(), object.len());
     }
 }

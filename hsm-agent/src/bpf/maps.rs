@@ -58,6 +58,7 @@ type Table<K, V> = Mutex<HashMap<MapData, K, V>>;
 pub struct Maps {
     dir: PathBuf,
     filesystems: Table<Uuid, u32>,
+    classes: Mutex<Array<MapData, u64>>,
     trusted: TaskStorage<{ size_of::<Trust>() }>,
     server: Mutex<Array<MapData, [u8; size_of::<Server>()]>>,
     waits: Table<u64, [u8; size_of::<Wait>()]>,
@@ -82,6 +83,7 @@ impl Maps {
         Ok(Self {
             dir: dir.to_owned(),
             filesystems: Mutex::new(open(dir, filter::FILESYSTEMS)?),
+            classes: Mutex::new(open(dir, filter::CLASSES)?),
             trusted: task_storage(dir, filter::TRUSTED)?,
             server: Mutex::new(open(dir, filter::SERVER)?),
             waits: Mutex::new(open(dir, filter::WAITS)?),
@@ -94,6 +96,10 @@ impl Maps {
         if uuid == Uuid::default() {
             return Err(BpfError::NoUuid);
         }
+        // The programs look at the class first.
+        lock(&self.classes)
+            .set(filter::class(&uuid), 1, 0)
+            .map_err(failed(filter::CLASSES, "covering a file system"))?;
         lock(&self.filesystems)
             .insert(uuid, mode.code(), 0)
             .map_err(failed(filter::FILESYSTEMS, "covering a file system"))
@@ -108,12 +114,12 @@ impl Maps {
 
     /// The covered file systems.
     pub fn covered(&self) -> Result<Vec<(Uuid, Mode)>, BpfError> {
-        let map = lock(&self.filesystems);
-        let mode = |code| if code == filter::MODE_FILTER { Mode::Filter } else { Mode::Guard };
-        map.iter()
-            .map(|entry| entry.map(|(uuid, code)| (uuid, mode(code))))
-            .collect::<Result<_, _>>()
-            .map_err(failed(filter::FILESYSTEMS, "listing"))
+        covered(&lock(&self.filesystems))
+    }
+
+    /// The file systems that are covered by the maps in `dir`, which may lack maps of this version.
+    pub(super) fn covered_in(dir: &Path) -> Result<Vec<(Uuid, Mode)>, BpfError> {
+        covered(&open(dir, filter::FILESYSTEMS)?)
     }
 
     /// Lets a process open marked files as it likes, change hsm's attributes, and be asked about
@@ -214,6 +220,14 @@ impl Maps {
     pub fn counters(&self) -> Result<Counts, BpfError> {
         counters::read(&self.counters)
     }
+}
+
+fn covered(map: &HashMap<MapData, Uuid, u32>) -> Result<Vec<(Uuid, Mode)>, BpfError> {
+    let mode = |code| if code == filter::MODE_FILTER { Mode::Filter } else { Mode::Guard };
+    map.iter()
+        .map(|entry| entry.map(|(uuid, code)| (uuid, mode(code))))
+        .collect::<Result<_, _>>()
+        .map_err(failed(filter::FILESYSTEMS, "listing"))
 }
 
 fn map(dir: &Path, name: &'static str) -> Result<MapData, BpfError> {

@@ -81,7 +81,8 @@ pub struct Guard;
 impl Guard {
     /// Makes sure that the built-in programs are loaded with these settings, attached and pinned.
     ///
-    /// Does nothing when they are. Another version is replaced: the new programs are attached
+    /// Does nothing when they are, and fails before it creates anything where the kernel does not take
+    /// programs ([`BpfError::Unavailable`]). Another version is replaced: the new programs are attached
     /// before the old ones are removed; the maps stay, or their coverage and server are copied
     /// where the new ones cannot use them.
     pub fn install(settings: &Settings) -> Result<Maps, BpfError> {

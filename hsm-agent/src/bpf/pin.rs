@@ -24,7 +24,7 @@ use rustix::fs::{FlockOperation, Mode as FileMode, flock, statfs};
 use rustix::mount::{MountFlags, mount};
 
 use super::load::{self, Image, PROGRAMS};
-use super::{BpfError, Counts, Maps, Mode, Settings, Uuid, object};
+use super::{BpfError, Counts, Maps, Mode, Settings, Uuid, object, probe};
 
 /// `BPF_FS_MAGIC` of `<linux/magic.h>`.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -58,14 +58,17 @@ pub struct Status {
 
 pub(super) fn install(settings: &Settings) -> Result<Maps, BpfError> {
     let object = object::object().ok_or(BpfError::NotBuiltIn)?;
-    let image = Image::prepare(object, settings)?;
     let base = settings.base.as_path();
-    create_base(base)?;
-    let _lock = lock(base)?;
     let version = base.join(version_name(settings));
     let maps = version.join("maps");
     let links = version.join(links_name(object, settings));
+    let prepare = || Image::prepare(object, settings, &probe::types()?);
+    // Before anything is created: where programs are refused, nothing is left.
+    let prepared = if links.is_dir() { None } else { Some(prepare()?) };
+    create_base(base)?;
+    let _lock = lock(base)?;
     if !links.is_dir() {
+        let image = prepared.map_or_else(prepare, Ok)?;
         remove_unfinished(base)?;
         if complete_sets(&version)?.is_empty() {
             remove_tree(&version, &mut Vec::new())?;
@@ -126,11 +129,12 @@ fn attach(image: &Image, base: &Path, version: &Path, links: &Path) -> Result<()
 /// Copies what the agent told another version. Its maps may have another layout: what cannot be
 /// read is told again by the agent.
 fn copy(from: &Path, to: &Path) {
-    let (Ok(from), Ok(to)) = (Maps::open_in(from), Maps::open_in(to)) else { return };
     let result = (|| -> Result<(), BpfError> {
-        for (uuid, mode) in from.covered()? {
+        let to = Maps::open_in(to)?;
+        for (uuid, mode) in Maps::covered_in(from)? {
             to.cover(uuid, mode)?;
         }
+        let from = Maps::open_in(from)?;
         let Some(server) = from.server()? else { return Ok(()) };
         if from.is_exempt(server)? {
             to.exempt(server)?;

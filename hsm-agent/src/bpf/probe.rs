@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{BpfError, kernel};
+use super::{BpfError, Btf, kernel};
 use crate::sys::bpf;
 
 /// What became of the trial.
@@ -40,24 +40,35 @@ impl std::fmt::Display for Probe {
 
 /// Tries it. Needs no built-in object, attaches nothing and leaves nothing behind.
 pub fn probe() -> Result<Probe, BpfError> {
+    match types() {
+        Ok(_) => Ok(Probe::Available),
+        Err(BpfError::Unavailable(probe)) => Ok(probe),
+        Err(error) => Err(error),
+    }
+}
+
+/// Type information of a kernel that takes programs.
+pub(super) fn types() -> Result<Btf<'static>, BpfError> {
+    let unavailable = |probe| Err(BpfError::Unavailable(probe));
     let types = match kernel::types() {
         Ok(types) => types,
         Err(BpfError::BtfFile { path, source }) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(Probe::NotCompiledIn(format!("there is no {}", path.display())));
+            let what = format!("there is no {}", path.display());
+            return unavailable(Probe::NotCompiledIn(what));
         }
         Err(e) => return Err(e),
     };
     let Some(hook) = types.function("bpf_lsm_file_open") else {
-        return Ok(Probe::NotCompiledIn("it has no hook bpf_lsm_file_open".into()));
+        return unavailable(Probe::NotCompiledIn("it has no hook bpf_lsm_file_open".into()));
     };
     if let Err(error) = bpf::load_trivial_lsm(hook) {
-        return Ok(Probe::Refused(error));
+        return unavailable(Probe::Refused(error));
     }
     let active = bpf::is_lsm_active().map_err(|source| BpfError::Probe {
         doing: "listing the active security modules",
         source,
     })?;
-    Ok(if active { Probe::Available } else { Probe::Inactive })
+    if active { Ok(types) } else { unavailable(Probe::Inactive) }
 }
 
 #[cfg(test)]

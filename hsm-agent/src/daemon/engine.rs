@@ -401,8 +401,8 @@ impl Watched {
         let (kernel, watched) = parts().map_err(system("descriptors"))?;
         let tier = |why| EngineError::Tier { pool: name.clone(), why };
         let usable = programs.usable(pool, &root);
-        let usable = usable.as_ref().copied().map_err(String::as_str);
-        let chosen = choose(pool, usable).map_err(tier)?;
+        let chosen =
+            choose(pool, usable.as_ref().map(drop).map_err(String::as_str)).map_err(tier)?;
         let interceptor: Box<dyn Interceptor> = match chosen.tier {
             Tier::UserFilter => Box::new(UserFilter::new(group, watched)),
             Tier::LsmFilter => Box::new(LsmFilter::new(group)),
@@ -410,7 +410,7 @@ impl Watched {
         interceptor
             .attach()
             .map_err(|e| failed(MountError::not_watchable(pool.mount.clone(), e)))?;
-        programs.cover(pool, chosen.tier, number, &root, link).map_err(tier)?;
+        programs.cover(pool, chosen.tier, usable, number, &root, link).map_err(tier)?;
         tracing::info!(pool = name, tier = %chosen.tier, why = chosen.why, "watching");
         let tier_reason = chosen.why;
         let instance = mount::instance(&root).map_err(failed)?;

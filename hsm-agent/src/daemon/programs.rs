@@ -16,7 +16,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use super::link::Link;
-use crate::bpf::{self, Guard, Maps, Settings};
+use crate::bpf::{self, Guard, Maps, Settings, Uuid};
 use crate::config::{AgentConfig, Config, PoolConfig};
 use crate::control::ProgramCount;
 use crate::intercept::Tier;
@@ -61,14 +61,6 @@ impl Programs {
     }
 
     fn install(&self, config: &Config, link: &Link) -> Result<Maps, String> {
-        // The cheap questions first: to prepare the programs takes tens of megabytes.
-        if bpf::object().is_none() {
-            return Err(bpf::BpfError::NotBuiltIn.to_string());
-        }
-        match bpf::probe().map_err(|e| e.to_string())? {
-            bpf::Probe::Available => {}
-            other => return Err(other.to_string()),
-        }
         let base = &config.agent.bpf_dir;
         let settings =
             Settings { base: base.clone(), marker: self.marker.clone(), ..Settings::default() };
@@ -81,8 +73,8 @@ impl Programs {
         Ok(maps)
     }
 
-    /// Whether the programs can serve this pool, and otherwise why not.
-    pub(super) fn usable(&self, pool: &PoolConfig, root: impl AsFd) -> Result<(), String> {
+    /// The UUID by which the programs can serve this pool, or why they cannot.
+    pub(super) fn usable(&self, pool: &PoolConfig, root: impl AsFd) -> Result<Uuid, String> {
         if self.maps.is_none() {
             return Err(self.why_not.clone());
         }
@@ -92,7 +84,7 @@ impl Programs {
                 self.marker, pool.marker
             ));
         }
-        fsuuid::of(root).map(drop).map_err(|e| e.to_string())
+        fsuuid::of(root).map_err(|e| e.to_string())
     }
 
     /// What the programs counted, without what never happened.
@@ -111,29 +103,29 @@ impl Programs {
         }
     }
 
-    /// From now on the programs act on the file system of `root`. Its watch is in place.
+    /// From now on the programs act on the file system of `root`, if they are `usable` there. Its
+    /// watch is in place.
     pub(super) fn cover(
         &self,
         pool: &PoolConfig,
         tier: Tier,
+        usable: Result<Uuid, String>,
         group: u32,
         root: impl AsFd,
         link: &Link,
     ) -> Result<(), String> {
         let Some(maps) = &self.maps else { return Ok(()) };
-        if tier == Tier::UserFilter
-            && let Err(why) = self.usable(pool, root.as_fd())
-        {
-            tracing::warn!(pool = pool.name, "not guarded when the agent is gone: {why}");
-            return Ok(());
-        }
-        let uuid = fsuuid::of(root.as_fd()).map_err(|e| e.to_string())?;
-        let mode = match tier {
-            Tier::UserFilter => bpf::Mode::Guard,
-            Tier::LsmFilter => {
+        let (uuid, mode) = match (tier, usable) {
+            (Tier::UserFilter, Err(why)) => {
+                tracing::warn!(pool = pool.name, "not guarded when the agent is gone: {why}");
+                return Ok(());
+            }
+            (Tier::UserFilter, Ok(uuid)) => (uuid, bpf::Mode::Guard),
+            (Tier::LsmFilter, usable) => {
+                let uuid = usable?;
                 link.cover(group, root.as_fd(), &pool.marker)
                     .map_err(|e| format!("the holder cannot serve the pool: {e}"))?;
-                bpf::Mode::Filter
+                (uuid, bpf::Mode::Filter)
             }
         };
         maps.cover(uuid, mode).map_err(|e| e.to_string())?;

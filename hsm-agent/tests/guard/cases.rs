@@ -1,15 +1,19 @@
 //! What the guard promises, case by case.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hsm_agent::bpf::{Guard, Maps, Mode};
-use hsm_agent::sys::xattr;
+use hsm_agent::sys::lease::{self, LeaseKind};
+use hsm_agent::sys::{signal, xattr};
 use hsm_common::filter::Counter;
 use hsm_common::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 use hsm_lab::run::Run;
+use rustix::fs::OFlags;
 
 use crate::fixture::{Case, EAGAIN, EPERM, Lab, assert_count, assert_errno, errno, marker};
 
@@ -38,6 +42,9 @@ cases! {
     a_killed_opener_leaves_at_once,
     a_watch_lets_fanotify_ask,
     a_strangers_watch_is_not_enough,
+    who_waited_for_a_lease_is_looked_at_again,
+    nobody_gets_a_file_whose_release_died,
+    what_passed_before_says_nothing_of_the_next_file,
     truncation_waits_while_there_is_progress,
     truncation_of_online_files_needs_no_agent,
     guard_mode_needs_watch_and_server,
@@ -281,6 +288,117 @@ fn a_strangers_watch_is_not_enough(lab: &Lab) -> Result<()> {
     assert_errno(READ, &path, EAGAIN)?;
     assert_count(lab, Counter::PassedWatched, 1)?;
     assert_count(lab, Counter::DeniedPostOpen, 1)
+}
+
+/// The verdict was "online" when it was let into the queue for the lease, and is not any more.
+fn who_waited_for_a_lease_is_looked_at_again(lab: &Lab) -> Result<()> {
+    let path = lab.file("file")?;
+    lab.cover(Mode::Guard)?;
+    signal::block(&[libc::SIGIO])?;
+    for flags in [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR] {
+        ensure!(open_errno(&path) == 0, "the verdict is cached");
+        let agent = OpenOptions::new().read(true).write(true).open(&path)?;
+        ensure!(lease::set(&agent, LeaseKind::Write)?, "somebody has it open");
+        let passed = lab.count(Counter::PassedCached)?;
+        let opener = std::thread::spawn({
+            let path = path.clone();
+            move || rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).map(drop)
+        });
+        wait_for(|| Ok(lab.count(Counter::PassedCached)? > passed))?;
+        lab.as_agent(|| Ok(xattr::set(&agent, &marker(), b"marker")?))?;
+        lease::unset(&agent)?;
+        let result = opener.join().ok().context("the opener panicked")?;
+        ensure!(result == Err(rustix::io::Errno::AGAIN), "{flags:?}: {result:?}");
+        lab.unmark(&path)?;
+    }
+    assert_count(lab, Counter::DeniedPostOpen, 3)
+}
+
+/// A writer and readers against releases whose agent dies after it has set the marker. Who gets the
+/// file then, with the lease that died too, writes what the next agent's recall overwrites.
+fn nobody_gets_a_file_whose_release_died(lab: &Lab) -> Result<()> {
+    let path = lab.path("file");
+    let mut content = [7u8; 4096];
+    content[..8].copy_from_slice(&1u64.to_ne_bytes());
+    fs::write(&path, content)?;
+    lab.cover(Mode::Guard)?;
+    let agent = lab.serve("dies", &path)?;
+    let end = Instant::now() + Duration::from_secs(10);
+    let written = AtomicU64::new(1);
+    let denied = || lab.count(Counter::DeniedPostOpen);
+    let opens = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(end, &path, &written));
+        let readers: Vec<_> =
+            (0..3).map(|_| scope.spawn(|| read_until(end, &path, &written))).collect();
+        let readers = readers.into_iter().map(|t| t.join().ok().context("a reader panicked")?);
+        let reads = readers.sum::<Result<u64>>();
+        let writes = writer.join().ok().context("the writer panicked")?;
+        Ok::<_, anyhow::Error>((writes?, reads?))
+    })?;
+    drop(agent);
+    eprintln!("writes and reads: {opens:?}; refused after the lease: {}", denied()?);
+    ensure!(opens.0 > 10 && opens.1 > 10 && denied()? > 10, "not tried: {opens:?}");
+    Ok(())
+}
+
+/// Counts in the file; how often.
+fn write_until(end: Instant, path: &Path, written: &AtomicU64) -> Result<u64> {
+    let mut writes = 0;
+    while Instant::now() < end {
+        let Some(file) = try_open(OpenOptions::new().read(true).write(true), path)? else {
+            continue;
+        };
+        let expected = written.load(Ordering::SeqCst);
+        let got = number(&file)?;
+        ensure!(got == expected, "{got} after {expected} was written");
+        file.write_all_at(&(expected + 1).to_ne_bytes(), 0)?;
+        drop(file);
+        written.store(expected + 1, Ordering::SeqCst);
+        writes += 1;
+    }
+    Ok(writes)
+}
+
+/// Finds what was written before it opened, or something newer; how often.
+fn read_until(end: Instant, path: &Path, written: &AtomicU64) -> Result<u64> {
+    let mut reads = 0;
+    while Instant::now() < end {
+        let before = written.load(Ordering::SeqCst);
+        let Some(file) = try_open(OpenOptions::new().read(true), path)? else { continue };
+        let got = number(&file)?;
+        ensure!(got >= before, "{got} after {before} was written");
+        reads += 1;
+    }
+    Ok(reads)
+}
+
+fn try_open(how: &OpenOptions, path: &Path) -> Result<Option<File>> {
+    match how.open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.raw_os_error() == Some(EAGAIN) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn number(file: &File) -> Result<u64> {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// The kernel gives the next open the `struct file` that the last one has just given back.
+fn what_passed_before_says_nothing_of_the_next_file(lab: &Lab) -> Result<()> {
+    const TIMES: u64 = 100;
+    let online = lab.file("online")?;
+    let marked = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("stranger", &marked)?;
+    for _ in 0..TIMES {
+        ensure!(open_errno(&online) == 0, "the online file was refused");
+        let error = open_errno(&marked);
+        ensure!(error == EAGAIN, "the marked file: error {error}");
+    }
+    assert_count(lab, Counter::DeniedPostOpen, TIMES)
 }
 
 fn truncation_waits_while_there_is_progress(lab: &Lab) -> Result<()> {

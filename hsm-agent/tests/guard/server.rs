@@ -9,10 +9,12 @@
 //! | `watch` | marks PATH for `FAN_OPEN_PERM`, answers "watched", removes the marker when asked, allows |
 //! | `filesystem` | watches the whole file system and allows every open |
 //! | `stranger` | marks PATH as `watch` does and allows every open, as a virus scanner does |
+//! | `dies` | releases PATH over and over, dies when the marker is set, and recalls as the next agent |
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -22,7 +24,8 @@ use hsm_agent::bpf::{Answer, Maps, Requests};
 use hsm_agent::sys::fanotify::{
     Class, EventMask, Group, GroupOptions, MarkTarget, Verdict, events,
 };
-use hsm_agent::sys::xattr;
+use hsm_agent::sys::lease::{self, LeaseKind};
+use hsm_agent::sys::{signal, space, xattr};
 use hsm_common::filter::Request;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -49,6 +52,10 @@ fn serve(how: &str, base: &Path, path: &Path) -> Result<()> {
     let maps = Maps::open(base)?.context("nothing is pinned")?;
     let me = std::process::id();
     maps.exempt(me)?;
+    if how == "dies" {
+        maps.serve(me)?;
+        return release_and_die(path);
+    }
     let mut requests = maps.requests()?;
     if matches!(how, "watch" | "stranger" | "filesystem") {
         return watch(&maps, requests, path, how);
@@ -64,6 +71,40 @@ fn serve(how: &str, base: &Path, path: &Path) -> Result<()> {
             _ => bail!("unknown: {how}"),
         }
     }
+}
+
+/// What a release, a death and the next agent's release and recall do to the file itself. The pauses
+/// let openers come in between.
+fn release_and_die(path: &Path) -> Result<()> {
+    const PAUSE: Duration = Duration::from_millis(2);
+    // Whoever breaks a lease here waits.
+    signal::block(&[signal::lease_break_signal(), libc::SIGIO])?;
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let length = file.metadata()?.len();
+    let mut copy = vec![0; usize::try_from(length)?];
+    loop {
+        take_lease(&file)?;
+        file.read_exact_at(&mut copy, 0)?;
+        std::thread::sleep(PAUSE);
+        xattr::set(&file, &marker(), b"marker")?;
+        // The agent dies. Nobody has retaken the lease, so nothing has been punched.
+        lease::unset(&file)?;
+        std::thread::sleep(PAUSE);
+        take_lease(&file)?;
+        space::punch_all(&file, length)?;
+        std::thread::sleep(PAUSE);
+        file.write_all_at(&copy, 0)?;
+        xattr::remove(&file, &marker())?;
+        lease::unset(&file)?;
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn take_lease(file: &File) -> Result<()> {
+    while !lease::set(file, LeaseKind::Write)? {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn wait(requests: &mut Requests) -> Result<Request> {

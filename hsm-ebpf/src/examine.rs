@@ -1,0 +1,66 @@
+//! Looking at an inode: what is cached about it, and if nothing is, its marker.
+
+use hsm_common::filter::KIND_QUERY;
+
+use crate::coverage::{self, Mode};
+use crate::marker::Marker;
+use crate::object::{Inode, SuperBlock};
+use crate::task;
+use crate::verdict::{Look, Verdict};
+use crate::wait::{Answer, EAGAIN, ask};
+
+/// A file of a covered file system that is not known to be online, and whom it is refused to.
+#[derive(Clone, Copy)]
+pub struct Suspect {
+    inode: Inode,
+    sb: SuperBlock,
+    mode: Mode,
+    marker: Marker,
+    look: Look,
+}
+
+/// Looks for the hooks that ask nobody to watch. `None`: nothing speaks against the access.
+#[inline(always)]
+pub fn examine(inode: Inode, read: impl FnOnce() -> Marker) -> Option<Suspect> {
+    if !inode.is_regular() {
+        return None;
+    }
+    let verdict = Verdict::peek(inode);
+    if verdict.is_online() {
+        return None;
+    }
+    let sb = inode.superblock();
+    let mode = coverage::of(sb)?;
+    if task::is_exempt() {
+        return None;
+    }
+    let (marker, look) = Look::take(inode, verdict, read);
+    if marker == Marker::Absent {
+        return None;
+    }
+    Some(Suspect { inode, sb, mode, marker, look })
+}
+
+impl Suspect {
+    /// The hook's result where no watch helps: guard mode passes what an agent answers for; in
+    /// filter mode a marker that cannot be read is asked about, and one that is there refuses.
+    #[inline(always)]
+    pub fn verdict(self) -> i32 {
+        match self.mode {
+            Mode::Guard if coverage::is_answered_for(self.sb) => 0,
+            Mode::Guard => -EAGAIN,
+            Mode::Filter if self.marker == Marker::Present => -EAGAIN,
+            Mode::Filter => self.query(),
+        }
+    }
+
+    #[inline(always)]
+    fn query(self) -> i32 {
+        let answer = ask(self.inode, self.sb, KIND_QUERY);
+        if answer == Answer::Online {
+            // The agent looked after this look began.
+            self.look.end(Marker::Absent);
+        }
+        answer.needs_online()
+    }
+}
