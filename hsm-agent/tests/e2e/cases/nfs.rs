@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hsm_lab::run::Running;
 use hsm_lab::{Run, patience};
 
@@ -23,11 +23,10 @@ use super::cases;
 use super::guarded::kill_agent;
 use super::mounts::Mount;
 use super::processes::wait_until_up;
-use crate::fixture::{Pool, Sample};
+use crate::fixture::{Needs, Pool, Sample};
 
 cases! {
-    nfs_clients_read_and_write_identical_bytes; needs Guest,
-    nfs_clients_wait_for_the_agent; needs Guest,
+    nfs_clients_get_the_bytes_and_wait_for_the_agent; needs Guest,
 }
 
 const MIB: u64 = 1 << 20;
@@ -65,10 +64,11 @@ impl Nfs {
             tell(&format!("/proc/net/rpc/{cache}/channel"), &line)?;
         }
         tell(&format!("{CONTROL}/versions"), "-3 +4 -4.0 +4.1 +4.2")?;
+        // The least that the kernel takes. Until it is over, clients may only reclaim what they had.
+        tell(&format!("{CONTROL}/nfsv4leasetime"), "10")?;
+        tell(&format!("{CONTROL}/nfsv4gracetime"), "10")?;
         tell(&format!("{CONTROL}/portlist"), "tcp 2049")?;
         tell(&format!("{CONTROL}/threads"), "8")?;
-        // Nobody was here before whose locks could be lost.
-        tell(&format!("{CONTROL}/v4_end_grace"), "Y")?;
         // Without mount.nfs, which would have found out the addresses.
         let options = "vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1,soft,timeo=100,retrans=2";
         let target = pool.outside("nfs");
@@ -105,21 +105,32 @@ fn tell(path: &str, line: &str) -> Result<()> {
     file.write_all(format!("{line}\n").as_bytes()).with_context(|| format!("{line:?} to {path}"))
 }
 
-fn nfs_clients_read_and_write_identical_bytes(pool: &mut Pool) -> Result<()> {
-    let names = ["read", "mapped", "appended", "emptied", "copied"];
-    let files: Vec<Sample> =
-        names.iter().map(|name| pool.offline_file(name, MIB + 1)).collect::<Result<_>>()?;
-    let [read, mapped, appended, emptied, copied] = &files[..] else { return Ok(()) };
+fn nfs_clients_get_the_bytes_and_wait_for_the_agent(pool: &mut Pool) -> Result<()> {
+    let mut files = Vec::new();
+    for name in ["read", "mapped", "appended", "emptied", "copied", "cut", "slow", "killed", "dead"]
     {
-        let nfs = Nfs::new(pool)?;
-        read.content.check(&nfs.path(read)?)?;
-        let out = pool.helper("mmap-grow", [nfs.path(mapped)?])?.ok()?;
-        mapped.content.check_bytes(&out.stdout)?;
-        pool.sh("printf more >> \"$1\"", [nfs.path(appended)?])?;
-        pool.sh("printf new > \"$1\"", [nfs.path(emptied)?])?;
-        let copy = nfs.path(copied)?.with_extension("copy");
-        pool.sh("cp \"$1\" \"$2\"", [nfs.path(copied)?, copy])?;
+        files.push(pool.file(name, MIB + 1)?);
     }
+    pool.offline_tree(pool.mnt())?;
+    let nfs = Nfs::new(pool)?;
+    let (now, later) = files.split_at(6);
+    read_and_write(pool, &nfs, now)?;
+    wait_for_the_agent(pool, &nfs, later)
+}
+
+fn read_and_write(pool: &Pool, nfs: &Nfs, files: &[Sample]) -> Result<()> {
+    let [read, mapped, appended, emptied, copied, cut] = files else { bail!("six files") };
+    read.content.check(&nfs.path(read)?)?;
+    let out = pool.helper("mmap-grow", [nfs.path(mapped)?])?.ok()?;
+    mapped.content.check_bytes(&out.stdout)?;
+    pool.sh("printf more >> \"$1\"", [nfs.path(appended)?])?;
+    pool.sh("printf new > \"$1\"", [nfs.path(emptied)?])?;
+    let copy = nfs.path(copied)?.with_extension("copy");
+    pool.sh("cp \"$1\" \"$2\"", [nfs.path(copied)?, copy])?;
+    let begin = Instant::now();
+    let out =
+        pool.helper("truncate", [nfs.path(cut)?.into_os_string(), "1000".into()])?.output()?;
+    eprintln!("truncate over NFS: {:?} {}", begin.elapsed(), out.describe());
     // What the server's side has now.
     read.check()?;
     mapped.check()?;
@@ -138,28 +149,23 @@ fn waiting(nfs: &Nfs, file: &Sample) -> Result<Running> {
     Ok(reader)
 }
 
-fn nfs_clients_wait_for_the_agent(pool: &mut Pool) -> Result<()> {
-    let [slow, killed, dead] = ["slow", "killed", "dead"].map(|name| pool.file(name, 2 * MIB));
-    let (slow, killed, dead) = (slow?, killed?, dead?);
-    for file in [&slow, &killed, &dead] {
-        pool.offline(&file.path)?;
-    }
-    pool.restart_slow("1MiB")?;
-    let nfs = Nfs::new(pool)?;
+fn wait_for_the_agent(pool: &mut Pool, nfs: &Nfs, files: &[Sample]) -> Result<()> {
+    let [slow, killed, dead] = files else { bail!("three files") };
+    pool.restart_slow("512KiB")?;
     // The engine alone: the reader notices nothing but time.
-    let reader = waiting(&nfs, &slow)?;
+    let reader = waiting(nfs, slow)?;
     ensure!(pool.agent()?.kill_engine() == 1, "no engine was killed");
     slow.content.check_bytes(&reader.finish()?.stdout)?;
-    if !crate::fixture::Needs::LsmFilter.are_met() {
+    if !Needs::LsmFilter.are_met() {
         // Nobody guards the files without the holder.
         return Ok(());
     }
     wait_until_up(pool)?;
     // Both, in the middle of a recall, and before the open.
-    let in_the_middle = waiting(&nfs, &killed)?;
+    let in_the_middle = waiting(nfs, killed)?;
     kill_agent(pool)?;
-    let afterwards = waiting(&nfs, &dead)?;
-    let mut given_up = waiting(&nfs, &dead)?;
+    let afterwards = waiting(nfs, dead)?;
+    let mut given_up = waiting(nfs, dead)?;
     let begin = Instant::now();
     given_up.kill();
     let out = given_up.finish()?;
@@ -175,5 +181,5 @@ fn nfs_clients_wait_for_the_agent(pool: &mut Pool) -> Result<()> {
     } else {
         ensure!(out.stdout.is_empty(), "{} bytes were read", out.stdout.len());
     }
-    killed.content.check(&nfs.path(&killed)?)
+    killed.content.check(&nfs.path(killed)?)
 }
