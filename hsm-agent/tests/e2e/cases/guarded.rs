@@ -9,7 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use hsm_agent::bpf::Maps;
 use hsm_agent::sys::fanotify::{self, Class, EventMask, Group, GroupOptions, MarkTarget, Verdict};
+use hsm_common::filter::Counter;
 use hsm_lab::run::kill;
 use hsm_lab::{Run, patience};
 use rustix::fs::OFlags;
@@ -376,38 +378,39 @@ fn silent_reads(group: &Group, file: &Sample) -> Result<u32> {
 
 /// Who waits in the kernel programs (the holder does nothing) or in fanotify (the engine does nothing).
 fn killed_openers_leave_a_stalled_agent_at_once(pool: &mut Pool) -> Result<()> {
-    let file = pool.offline_file("file", MIB)?;
+    let files: Vec<Sample> =
+        (0..4).map(|i| pool.offline_file(format!("f{i}"), MIB)).collect::<Result<_>>()?;
+    let maps = Maps::open(&pool.config.bpf_dir)?.context("no programs are pinned")?;
     let (holder, engines) = (pool.agent()?.holder(), pool.agent()?.engines());
     let [engine] = engines[..] else { bail!("engines: {engines:?}") };
-    for (stalled, command) in
-        [(engine, "cat"), (holder, "cat"), (engine, "truncate"), (holder, "truncate")]
-    {
-        let asked = (program_count(pool, "requests")?, program_count(pool, "wait_interrupted")?);
-        let in_programs = stalled == holder || command == "truncate";
+    let ways = [(engine, "pread"), (holder, "pread"), (engine, "truncate"), (holder, "truncate")];
+    // A file for each: the recall of one that nobody waits for any more is finished all the same.
+    for (file, (stalled, how)) in files.iter().zip(ways) {
+        let in_programs = stalled == holder || how == "truncate";
+        let interrupted = || Ok::<_, anyhow::Error>(maps.counters()?.get(Counter::Interrupted));
+        let before = interrupted()?;
         kill(stalled, Signal::STOP);
-        let mut opener = match command {
-            "truncate" => {
-                pool.helper("truncate", [file.path.as_os_str(), "10".as_ref()])?.start()?
-            }
-            _ => Run::new(command).args([&file.path]).start()?,
-        };
-        // Long enough for the program to get there; the programs' own patience is a second.
-        thread::sleep(patience(Duration::from_millis(150)));
-        let waited = opener.is_running()?;
+        let numbers = ["0".as_ref(), "9".as_ref()];
+        let mut opener =
+            pool.helper(how, [file.path.as_os_str()].into_iter().chain(numbers))?.start()?;
+        let stack = format!("/proc/{}/stack", opener.pid());
+        let waits = until(Duration::from_secs(5), || {
+            ensure!(opener.is_running()?, "it has ended");
+            let in_fanotify = || fs::read_to_string(&stack).is_ok_and(|s| s.contains("fanotify"));
+            Ok(if in_programs { maps.waiting()? == 1 } else { in_fanotify() })
+        });
         let begin = Instant::now();
         opener.kill();
         let ended = until(Duration::from_secs(3), || Ok(!opener.is_running()?));
         let took = begin.elapsed();
         kill(stalled, Signal::CONT);
-        ended?;
-        ensure!(waited, "{command} did not wait: {}", opener.finish()?.describe());
-        ensure!(took < Duration::from_secs(1), "{command} ended {took:?} after its death");
-        let now = (program_count(pool, "requests")?, program_count(pool, "wait_interrupted")?);
-        let interrupted = now.1 - asked.1;
-        ensure!(interrupted == u64::from(in_programs), "{command}: {interrupted} were interrupted");
+        waits.and(ended).with_context(|| how.to_owned())?;
+        eprintln!("{how}, waiting in the programs: {in_programs}: gone after {took:.1?}");
+        ensure!(took < Duration::from_secs(1), "{how} ended {took:?} after its death");
+        let counted = interrupted()? - before;
+        ensure!(counted == u64::from(in_programs), "{how}: {counted} were interrupted");
     }
-    pool.assert_offline(&file.path)?;
-    file.check()
+    files.iter().try_for_each(Sample::check)
 }
 
 /// Until this holds.

@@ -89,8 +89,9 @@ fn readers_survive_repeated_deaths_of_the_engine(pool: &mut Pool) -> Result<()> 
 /// all the time. What happened is told, for whoever runs this under a kernel that checks itself.
 fn openers_survive_engine_kills(pool: &mut Pool) -> Result<()> {
     const OPENERS: u64 = 64;
-    const FILES: u64 = 128;
-    const SIZE: u64 = 16 << 10;
+    // Enough that most are open nowhere at any time.
+    const FILES: u64 = 768;
+    const SIZE: u64 = 4 << 10;
     let dir = pool.path("d");
     fs::create_dir(&dir)?;
     for number in 0..FILES {
@@ -105,15 +106,25 @@ fn openers_survive_engine_kills(pool: &mut Pool) -> Result<()> {
     });
     let openers: Vec<_> = openers.collect::<Result<_>>()?;
     let end = Instant::now() + time;
-    let (mut kills, mut released) = (0, 0);
+    let hsm = pool.hsm.clone();
+    let target = dir.clone();
+    let releases = thread::spawn(move || -> Result<usize> {
+        let mut released = 0;
+        while Instant::now() < end {
+            let release =
+                ["--json".as_ref(), "release".as_ref(), "-r".as_ref(), target.as_os_str()];
+            // A killed engine ends it in the middle, and there may be none.
+            released += hsm.command(release).output()?.text().matches("\"done\"").count();
+        }
+        Ok(released)
+    });
+    let mut kills = 0;
     while Instant::now() < end {
-        let release = ["--json".as_ref(), "release".as_ref(), "-r".as_ref(), dir.as_os_str()];
-        let out = pool.hsm.command(release).output()?;
-        // A killed engine ends it in the middle.
-        released += out.text().matches("\"done\"").count();
-        thread::sleep(Duration::from_millis(100));
+        wait_until_up(pool)?;
+        thread::sleep(Duration::from_millis(500));
         kills += pool.agent()?.kill_engine();
     }
+    let released = releases.join().map_err(|_| anyhow!("the releases panicked"))??;
     let mut counts = BTreeMap::<i32, u64>::new();
     for opener in openers {
         let out = opener.finish()?;
