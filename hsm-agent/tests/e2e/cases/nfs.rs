@@ -107,7 +107,8 @@ fn tell(path: &str, line: &str) -> Result<()> {
 
 fn nfs_clients_get_the_bytes_and_wait_for_the_agent(pool: &mut Pool) -> Result<()> {
     let mut files = Vec::new();
-    for name in ["read", "mapped", "appended", "emptied", "copied", "cut", "slow", "killed", "dead"]
+    for name in
+        ["read", "mapped", "appended", "emptied", "copied", "cut", "slow", "killed", "dead", "left"]
     {
         files.push(pool.file(name, MIB + 1)?);
     }
@@ -155,7 +156,7 @@ fn waiting(nfs: &Nfs, file: &Sample) -> Result<Running> {
 }
 
 fn wait_for_the_agent(pool: &mut Pool, nfs: &Nfs, files: &[Sample]) -> Result<()> {
-    let [slow, killed, dead] = files else { bail!("three files") };
+    let [slow, killed, dead, left] = files else { bail!("four files") };
     pool.restart_slow("512KiB")?;
     // The engine alone: the reader notices nothing but time.
     let reader = waiting(nfs, slow)?;
@@ -170,7 +171,8 @@ fn wait_for_the_agent(pool: &mut Pool, nfs: &Nfs, files: &[Sample]) -> Result<()
     let in_the_middle = waiting(nfs, killed)?;
     kill_agent(pool)?;
     let afterwards = waiting(nfs, dead)?;
-    let mut given_up = waiting(nfs, dead)?;
+    // A file of its own: who opens one that another program waits for cannot be killed before that.
+    let mut given_up = waiting(nfs, left)?;
     let begin = Instant::now();
     given_up.kill();
     let out = given_up.finish()?;
@@ -186,5 +188,6 @@ fn wait_for_the_agent(pool: &mut Pool, nfs: &Nfs, files: &[Sample]) -> Result<()
     } else {
         ensure!(out.stdout.is_empty(), "{} bytes were read", out.stdout.len());
     }
+    left.content.check(&nfs.path(left)?)?;
     killed.content.check(&nfs.path(killed)?)
 }
