@@ -92,6 +92,8 @@ fn openers_survive_engine_kills(pool: &mut Pool) -> Result<()> {
     // Enough that most are open nowhere at any time.
     const FILES: u64 = 768;
     const SIZE: u64 = 4 << 10;
+    // Few enough that an engine lives to release them.
+    const PIECE: usize = 48;
     let dir = pool.path("d");
     fs::create_dir(&dir)?;
     for number in 0..FILES {
@@ -110,9 +112,10 @@ fn openers_survive_engine_kills(pool: &mut Pool) -> Result<()> {
     let target = dir.clone();
     let releases = thread::spawn(move || -> Result<usize> {
         let mut released = 0;
+        let mut next = (0..FILES).cycle();
         while Instant::now() < end {
-            let release =
-                ["--json".as_ref(), "release".as_ref(), "-r".as_ref(), target.as_os_str()];
+            let some = next.by_ref().take(PIECE).map(|number| target.join(number.to_string()));
+            let release = ["--json".into(), "release".into()].into_iter().chain(some);
             // A killed engine ends it in the middle, and there may be none.
             released += hsm.command(release).output()?.text().matches("\"done\"").count();
         }
@@ -121,7 +124,7 @@ fn openers_survive_engine_kills(pool: &mut Pool) -> Result<()> {
     let mut kills = 0;
     while Instant::now() < end {
         wait_until_up(pool)?;
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(patience(Duration::from_millis(200)));
         kills += pool.agent()?.kill_engine();
     }
     let released = releases.join().map_err(|_| anyhow!("the releases panicked"))??;

@@ -94,6 +94,8 @@ pub(super) fn open_loop(dir: &Path, rest: &[OsString]) -> Result<()> {
                 None => return Err(error),
             },
         }
+        // Many of these are to leave time for others.
+        std::thread::sleep(Duration::from_millis(50));
     }
     let mut out = std::io::stdout().lock();
     writeln!(out, "0 {opens}")?;
