@@ -380,9 +380,8 @@ fn silent_reads(group: &Group, file: &Sample) -> Result<u32> {
 fn killed_openers_leave_a_stalled_agent_at_once(pool: &mut Pool) -> Result<()> {
     let files: Vec<Sample> =
         (0..4).map(|i| pool.offline_file(format!("f{i}"), MIB)).collect::<Result<_>>()?;
-    // A released file is still watched; one that comes back to memory is asked about in the programs.
-    rustix::fs::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3")?;
+    // A file that was just released is still watched; a new agent is asked about it in the programs.
+    pool.restart()?;
     let maps = Maps::open(&pool.config.bpf_dir)?.context("no programs are pinned")?;
     let (holder, engines) = (pool.agent()?.holder(), pool.agent()?.engines());
     let [engine] = engines[..] else { bail!("engines: {engines:?}") };
