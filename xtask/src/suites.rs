@@ -169,12 +169,16 @@ fn programs(options: &Options, report: &mut Report) {
     }
 }
 
+/// What is tried in tier lsm-filter: everything on one file system, on the others what differs.
+const LSM_FILTER_CASES: &str =
+    "ext4,xfs:guarded,xfs:ways,xfs:nfs,btrfs:guarded,btrfs:ways,btrfs:nfs,btrfs:subvolumes";
+
 /// What the host may not be able to do, under a kernel of its own. All of the tiers' matrix would take
 /// an hour without KVM: `cargo xtask vm --tier T --fs F` runs any part of it in full.
 fn guest(options: &Options, report: &mut Report) -> Result<()> {
     let parts = [
         ("guard", "guest: kernel programs alone", vm::Tier::LsmFilter, ""),
-        ("e2e", "guest: tier lsm-filter", vm::Tier::LsmFilter, "ext4,xfs:guarded,btrfs:guarded"),
+        ("e2e", "guest: tier lsm-filter", vm::Tier::LsmFilter, LSM_FILTER_CASES),
         (
             "e2e",
             "guest: tier user-filter",

@@ -41,6 +41,9 @@ const SURELY_BLOCKS: u64 = 64 << 10;
 /// Says which store a directory is: docs/CONFIGURATION.md.
 pub(crate) const STORE_IDENTITY: &str = "hsm-store";
 
+/// The job's directory in the test guest: docs/VM.md.
+const GUEST_DIR: &str = "/hsm/job";
+
 /// Blocks (of 512 bytes) that xattrs may occupy.
 const XATTR_BLOCKS: u64 = 16;
 
@@ -53,6 +56,8 @@ pub(crate) enum Needs {
     LsmFilter,
     /// A watch on the whole file system, which only the other tiers have.
     WholeWatch,
+    /// The test guest: its kernel is nobody else's.
+    Guest,
 }
 
 impl Needs {
@@ -65,6 +70,7 @@ impl Needs {
             Self::Anything => true,
             Self::LsmFilter => filter,
             Self::WholeWatch => !filter,
+            Self::Guest => Path::new(GUEST_DIR).is_dir(),
         }
     }
 }
@@ -78,6 +84,8 @@ pub(crate) struct Case {
     pub(crate) configure: fn(&mut PoolConfig),
     /// What it cannot be run without.
     pub(crate) needs: Needs,
+    /// The only file system that has what it is about.
+    pub(crate) only: Option<FsKind>,
     /// The case itself.
     pub(crate) run: fn(&mut Pool) -> Result<()>,
 }

@@ -8,6 +8,11 @@
 //! | `handle-read FILE` | opens it by file handle, writes its bytes to standard output |
 //! | `uring-read FILE` | opens it through io_uring, writes its bytes to standard output |
 //! | `pread FILE OFFSET LENGTH` | writes that range to standard output |
+//! | `reopen FILE`, `chroot FILE`, `sendfile FILE` | ways to its bytes, see [`accesses`] |
+//! | `copy-range FILE COPY`, `clone FILE COPY` | copies it inside the kernel |
+//! | `seek-data FILE` | says where the first data and the first hole are |
+//! | `truncate FILE LENGTH` | cuts it by its path |
+//! | `open-loop DIR COUNT BYTES MILLISECONDS SEED` | opens and compares files at random |
 //!
 //! The first two go on until their standard input ends; [`Holder`] is the other side of that.
 
@@ -23,6 +28,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+
+mod accesses;
 
 /// Runs a mode; called by `main`.
 pub(crate) fn main(args: &[OsString]) -> ExitCode {
@@ -45,6 +52,14 @@ fn dispatch(args: &[OsString]) -> Result<()> {
         Some("handle-read") => handle_read(path),
         Some("uring-read") => uring_read(path),
         Some("pread") => pread(path, rest),
+        Some("reopen") => accesses::reopen(path),
+        Some("chroot") => accesses::chroot(path),
+        Some("sendfile") => accesses::send(path),
+        Some("copy-range") => accesses::copy_range(path, rest),
+        Some("clone") => accesses::clone(path, rest),
+        Some("seek-data") => accesses::seek_data(path),
+        Some("truncate") => accesses::truncate(path, rest),
+        Some("open-loop") => accesses::open_loop(path, rest),
         _ => bail!("unknown mode {}", mode.display()),
     }
 }
@@ -191,6 +206,14 @@ fn open_by_handle(path: &Path) -> Result<File> {
     ensure!(fd >= 0, "open_by_handle_at: {}", std::io::Error::last_os_error());
     // SAFETY: `fd` was just opened and nobody else owns it.
     Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// The file that the kernel opened for a listener, if it did.
+#[expect(unsafe_code, reason = "events carry descriptors as numbers")]
+pub(crate) fn event_file(event: hsm_agent::sys::fanotify::Event) -> Option<File> {
+    // SAFETY: the event came from the kernel, which has made the descriptor for its reader alone; the
+    // reader takes it here once.
+    (event.fd >= 0).then(|| unsafe { File::from_raw_fd(event.fd) })
 }
 
 /// A helper that holds something until it is told to end.

@@ -58,7 +58,8 @@ fn run(mut arguments: Arguments, dir: &Path) -> ExitCode {
     if conclusion.num_ignored > 0 {
         eprintln!(
             "{} CASES DID NOT RUN: they need another tier than this run's (HSM_TIER=lsm-filter where \
-             the kernel has it, `cargo xtask vm --tier lsm-filter` in a guest; HSM_TIER=user-filter)",
+             the kernel has it, `cargo xtask vm --tier lsm-filter` in a guest; HSM_TIER=user-filter), \
+             or the guest",
             conclusion.num_ignored
         );
     }
@@ -92,7 +93,8 @@ fn trials(dir: &Path) -> Vec<Trial> {
     let selection = std::env::var(SELECTION).unwrap_or_default();
     for fs in FsKind::ALL {
         for (subject, case) in cases::all() {
-            if !is_selected(&selection, fs.name(), subject) {
+            let elsewhere = case.only.is_some_and(|only| only != fs);
+            if elsewhere || !is_selected(&selection, fs.name(), subject) {
                 continue;
             }
             let dir = dir.to_path_buf();

@@ -2,18 +2,25 @@
 //! the agent is gone.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use hsm_lab::Run;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use hsm_agent::bpf::Maps;
+use hsm_agent::sys::fanotify::{self, Class, EventMask, Group, GroupOptions, MarkTarget, Verdict};
+use hsm_common::filter::Counter;
+use hsm_lab::run::kill;
+use hsm_lab::{Run, patience};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::process::Signal;
 
 use super::cases;
-use super::mounts::Mount;
-use super::processes::wait_until_up;
-use crate::fixture::{Pool, Sample, assert_read_fails, read_errno};
+use crate::fixture::{Pool, Sample, assert_read_fails};
+use crate::helper::event_file;
 
 const MIB: u64 = 1 << 20;
 const MARKER: &str = "security.bpf.hsm";
@@ -22,9 +29,10 @@ cases! {
     online_files_raise_no_events_and_no_requests,
     files_that_left_the_cache_are_watched_again,
     without_an_agent_offline_files_refuse_and_online_files_work,
-    without_an_agent_no_way_leads_to_an_offline_file,
-    a_killed_agent_in_the_middle_of_a_recall_lets_nobody_through,
     only_the_agent_touches_the_marker,
+    xfs_attributes_by_handle_are_closed; only Xfs,
+    descriptors_of_other_listeners_show_no_zeros,
+    killed_openers_leave_a_stalled_agent_at_once,
     what_root_copies_carries_no_marker,
     io_uring_opens_read_identical_bytes,
     write_only_openers_without_read_permission_get_the_file_recalled,
@@ -165,7 +173,7 @@ fn again(result: std::io::Result<File>) -> Result<()> {
 }
 
 /// Kills both processes of the agent.
-fn kill_agent(pool: &mut Pool) -> Result<()> {
+pub(super) fn kill_agent(pool: &mut Pool) -> Result<()> {
     let mut agent = pool.take_agent()?;
     agent.killer().kill();
     agent.kill_holder()
@@ -217,106 +225,6 @@ fn without_an_agent_offline_files_refuse_and_online_files_work(pool: &mut Pool) 
     online.check()
 }
 
-/// The attack table: every way that leads to a file but the plain open.
-fn without_an_agent_no_way_leads_to_an_offline_file(pool: &mut Pool) -> Result<()> {
-    let file = pool.offline_file("file", MIB)?;
-    fs::set_permissions(&file.path, fs::Permissions::from_mode(0o666))?;
-    let open_path = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&file.path)?;
-    kill_agent(pool)?;
-    let refused = [Errno::AGAIN.raw_os_error()];
-
-    fs::hard_link(&file.path, pool.path("link"))?;
-    assert_read_fails(&pool.path("link"), &refused).context("hard link")?;
-    fs::create_dir(pool.path("d"))?;
-    fs::rename(pool.path("link"), pool.path("d/renamed"))?;
-    assert_read_fails(&pool.path("d/renamed"), &refused).context("renamed")?;
-    std::os::unix::fs::symlink(&file.path, pool.outside("symlink"))?;
-    assert_read_fails(&pool.outside("symlink"), &refused).context("symlink")?;
-
-    use std::os::fd::AsRawFd;
-    let reopened = format!("/proc/self/fd/{}", open_path.as_raw_fd());
-    assert_read_fails(Path::new(&reopened), &refused).context("O_PATH reopened through /proc")?;
-
-    let source = pool.mnt().display().to_string();
-    {
-        let bound = Mount::new(&["--bind"], &source, &pool.outside("bound"))?;
-        assert_read_fails(&bound.0.join("file"), &refused).context("bind mount")?;
-        Run::new("mount").args(["-o", "remount,bind,ro"]).args([&bound.0]).ok()?;
-        assert_read_fails(&bound.0.join("file"), &refused).context("read-only bind mount")?;
-    }
-    {
-        let (upper, work) = (pool.outside("upper"), pool.outside("work"));
-        fs::create_dir(&upper)?;
-        fs::create_dir(&work)?;
-        let options =
-            format!("lowerdir={source},upperdir={},workdir={}", upper.display(), work.display());
-        let merged = pool.outside("merged");
-        let mount = Mount::new(&["-t", "overlay", "-o", &options], "overlay", &merged)?;
-        assert_read_fails(&mount.0.join("file"), &refused).context("overlay lower layer")?;
-        let copied = OpenOptions::new().append(true).open(mount.0.join("file"));
-        ensure!(copied.is_err(), "overlay copied up what is not there");
-        ensure!(!upper.join("file").exists(), "a copy without the bytes is in the upper layer");
-    }
-    for (what, command) in [
-        ("private mount namespace", "unshare -m cat \"$1\""),
-        ("user and pid namespace", "unshare -rpf cat \"$1\""),
-        ("another user", "setpriv --reuid 65534 --regid 65534 --clear-groups cat \"$1\""),
-        ("dd direct", "dd if=\"$1\" of=/dev/null iflag=direct bs=4096"),
-        (
-            "sendfile",
-            "python3 -c 'import os,sys; os.sendfile(1, os.open(sys.argv[1], 0), 0, 9)' \"$1\"",
-        ),
-        ("loop device", "losetup -r -f --show \"$1\""),
-        ("filefrag", "filefrag \"$1\" && false"),
-        ("swapon", "swapon \"$1\""),
-        ("cp --reflink", "cp --reflink=always \"$1\" \"$1.clone\""),
-        ("tar -S", "tar -cSf \"$1.tar\" \"$1\""),
-    ] {
-        let out = Run::shell(command).args([&file.path]).output()?;
-        ensure!(out.code() != 0, "{what} got through: {}", out.describe());
-        ensure!(!out.stdout.contains(&0), "{what} gave zeros: {}", out.describe());
-    }
-    for mode in ["handle-read", "uring-read"] {
-        let out = pool.helper(mode, [&file.path])?.output()?;
-        ensure!(out.code() != 0 && out.stdout.is_empty(), "{mode} got through: {}", out.describe());
-        ensure!(out.describe().contains("temporarily unavailable"), "{mode}: {}", out.describe());
-    }
-    // A new agent looks for programs that have offline files open.
-    drop(open_path);
-    pool.start()?;
-    pool.assert_offline(&file.path)?;
-    file.check()
-}
-
-fn a_killed_agent_in_the_middle_of_a_recall_lets_nobody_through(pool: &mut Pool) -> Result<()> {
-    let file = pool.offline_file("file", 4 * MIB)?;
-    for _ in 0..2 {
-        pool.restart_slow("1MiB")?;
-        let readers: Vec<_> = (0..8)
-            .map(|_| {
-                let path = file.path.clone();
-                thread::spawn(move || fs::read(path))
-            })
-            .collect();
-        thread::sleep(std::time::Duration::from_millis(700));
-        kill_agent(pool)?;
-        for reader in readers {
-            // Bytes or an error, never zeros.
-            if let Ok(bytes) = reader.join().map_err(|_| anyhow!("a reader panicked"))? {
-                file.content.check_bytes(&bytes)?;
-            }
-        }
-        let errno = read_errno(&file.path)?;
-        ensure!(errno == Errno::AGAIN.raw_os_error(), "afterwards: errno {errno}");
-        pool.config.store_options.retain(|line| !line.starts_with("rate_limit"));
-        pool.start()?;
-        wait_until_up(pool)?;
-        file.check()?;
-        pool.offline(&file.path)?;
-    }
-    Ok(())
-}
-
 fn only_the_agent_touches_the_marker(pool: &mut Pool) -> Result<()> {
     let file = pool.offline_file("file", MIB)?;
     let plain = pool.file("plain", 4096)?;
@@ -351,6 +259,170 @@ fn only_the_agent_touches_the_marker(pool: &mut Pool) -> Result<()> {
     pool.assert_offline(&file.path)?;
     file.check()?;
     plain.check()
+}
+
+/// Removes and sets an attribute through `XFS_IOC_ATTRMULTI_BY_HANDLE`, which calls none of the hooks for
+/// attributes. Numbers and layouts are those of `<xfs/xfs_fs.h>` on 64 bits.
+const BY_HANDLE: &str = r#"
+import ctypes, fcntl, os, struct, sys
+mount, path, name, flag = sys.argv[1:]
+fd = os.open(mount, os.O_RDONLY)
+def text(string): return ctypes.create_string_buffer(string.encode())
+def address(buffer): return ctypes.addressof(buffer)
+path, name, value = text(path), text(name), text("x")
+handle, length = ctypes.create_string_buffer(64), ctypes.c_uint32(64)
+request = struct.pack("IxxxxQIxxxxQIxxxxQQ", fd, address(path), 0, 0, 0, address(handle), address(length))
+fcntl.ioctl(fd, 0xC0385869, request)  # XFS_IOC_PATH_TO_HANDLE
+worked = 0
+for operation in 3, 2:  # remove, set
+    op = ctypes.create_string_buffer(struct.pack("IiQQII", operation, 0, address(name), address(value), 1, int(flag)))
+    request = struct.pack("IxxxxQIxxxxQIxxxxQQIxxxxQ", fd, 0, 0, address(handle), length.value, 0, 0, 1, address(op))
+    try:
+        fcntl.ioctl(fd, 0x4048587B, request)
+        error = -struct.unpack("IiQQII", op.raw[:32])[1]
+    except OSError as failed:
+        error = failed.errno
+    print(operation, error)
+    worked += error == 0
+sys.exit(0 if worked == 2 else 1)
+"#;
+
+fn xfs_attributes_by_handle_are_closed(pool: &mut Pool) -> Result<()> {
+    let file = pool.offline_file("file", MIB)?;
+    let mount = pool.mnt().to_path_buf();
+    // `XFS_IOC_ATTR_SECURE` and `XFS_IOC_ATTR_ROOT`: the name spaces `security` and `trusted`.
+    let change = |name: &str, flag: &str| {
+        let python = Run::new("/usr/bin/python3").args(["-c", BY_HANDLE]);
+        python.args([&mount, &file.path]).args([name, flag]).output()
+    };
+    for agent_lives in [true, false] {
+        if !agent_lives {
+            kill_agent(pool)?;
+        }
+        for (name, flag) in [("bpf.hsm", "8"), ("hsm", "2")] {
+            let out = change(name, flag)?;
+            ensure!(out.text() == "3 1\n2 1\n", "{name}: {}", out.describe());
+        }
+    }
+    pool.start()?;
+    pool.assert_offline(&file.path)?;
+    file.check()?;
+    // Without the programs the same request does what it is asked for.
+    pool.unguarded(|| {
+        let set_first = change("other", "8")?;
+        let out = change("other", "8")?;
+        ensure!(out.code() == 0, "{}{}", set_first.describe(), out.describe());
+        Ok(())
+    })?;
+    file.check()
+}
+
+/// The kernel opens a listener's descriptor without asking anybody, when the listener reads the event:
+/// by then the file may be offline.
+fn descriptors_of_other_listeners_show_no_zeros(pool: &mut Pool) -> Result<()> {
+    let file = pool.file("file", MIB)?;
+    pool.hsm.must("archive", [&file])?;
+    for class in [Class::NotifyReadWrite, Class::PreContent] {
+        let group = Group::new(GroupOptions { class, nonblock: true })?;
+        let mask = EventMask::OPEN | EventMask::CLOSE_NOWRITE;
+        group.watch_inode(MarkTarget::Fd(File::open(&file.path)?.as_fd()), mask)?;
+        file.check()?;
+        pool.hsm.must("release", [&file])?;
+        pool.assert_offline(&file.path)?;
+        let seen = silent_reads(&group, &file)?;
+        ensure!(seen > 0, "there was no event");
+        pool.assert_offline(&file.path)?;
+        file.check().context("afterwards")?;
+        drop(group);
+    }
+    // A listener that is asked about the open itself may look before the agent has brought the bytes.
+    pool.offline(&file.path)?;
+    let group = Group::new(GroupOptions { class: Class::PreContent, nonblock: true })?;
+    let found = rustix::fs::open(&file.path, OFlags::PATH, rustix::fs::Mode::empty())?;
+    group.watch_inode(MarkTarget::Path(found.as_fd()), EventMask::OPEN_PERM)?;
+    let mut reader = Run::new("cat").args([&file.path]).start()?;
+    while reader.is_running()? {
+        silent_reads(&group, &file)?;
+        thread::sleep(Duration::from_millis(1));
+    }
+    let out = reader.finish()?;
+    ensure!(out.code() != 0 || file.content.check_bytes(&out.stdout).is_ok(), "wrong bytes");
+    ensure!(out.code() == 0 || out.stdout.is_empty(), "{} bytes were read", out.stdout.len());
+    drop(group);
+    file.check()
+}
+
+/// Takes all events, reads through each one's descriptor, and lets who waits pass. How many there were.
+fn silent_reads(group: &Group, file: &Sample) -> Result<u32> {
+    let (mut buffer, mut seen) = ([0; 4096], 0);
+    loop {
+        let length = match group.read(&mut buffer) {
+            Ok(length) => length,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(seen),
+            Err(error) => return Err(error.into()),
+        };
+        for event in fanotify::events(&buffer[..length]) {
+            let event = event?;
+            seen += 1;
+            let Some(opened) = event_file(event) else { continue };
+            let mut bytes = Vec::new();
+            if std::io::Read::read_to_end(&mut &opened, &mut bytes).is_ok() {
+                file.content.check_bytes(&bytes).context("through an event's descriptor")?;
+            }
+            if event.mask.wants_answer() {
+                group.answer(event.fd, Verdict::Allow)?;
+            }
+        }
+    }
+}
+
+/// Who waits in the kernel programs (the holder does nothing) or in fanotify (the engine does nothing).
+fn killed_openers_leave_a_stalled_agent_at_once(pool: &mut Pool) -> Result<()> {
+    let files: Vec<Sample> =
+        (0..4).map(|i| pool.offline_file(format!("f{i}"), MIB)).collect::<Result<_>>()?;
+    // A file that was just released is still watched; a new agent is asked about it in the programs.
+    pool.restart()?;
+    let maps = Maps::open(&pool.config.bpf_dir)?.context("no programs are pinned")?;
+    let (holder, engines) = (pool.agent()?.holder(), pool.agent()?.engines());
+    let [engine] = engines[..] else { bail!("engines: {engines:?}") };
+    let ways = [(engine, "pread"), (holder, "pread"), (engine, "truncate"), (holder, "truncate")];
+    // A file for each: the recall of one that nobody waits for any more is finished all the same.
+    for (file, (stalled, how)) in files.iter().zip(ways) {
+        let in_programs = stalled == holder || how == "truncate";
+        let interrupted = || Ok::<_, anyhow::Error>(maps.counters()?.get(Counter::Interrupted));
+        let before = interrupted()?;
+        kill(stalled, Signal::STOP);
+        let numbers = ["0".as_ref(), "9".as_ref()];
+        let mut opener =
+            pool.helper(how, [file.path.as_os_str()].into_iter().chain(numbers))?.start()?;
+        let stack = format!("/proc/{}/stack", opener.pid());
+        let waits = until(Duration::from_secs(5), || {
+            ensure!(opener.is_running()?, "it has ended");
+            let in_fanotify = || fs::read_to_string(&stack).is_ok_and(|s| s.contains("fanotify"));
+            Ok(if in_programs { maps.waiting()? == 1 } else { in_fanotify() })
+        });
+        let begin = Instant::now();
+        opener.kill();
+        let ended = until(Duration::from_secs(3), || Ok(!opener.is_running()?));
+        let took = begin.elapsed();
+        kill(stalled, Signal::CONT);
+        waits.and(ended).with_context(|| how.to_owned())?;
+        eprintln!("{how}, waiting in the programs: {in_programs}: gone after {took:.1?}");
+        ensure!(took < Duration::from_secs(1), "{how} ended {took:?} after its death");
+        let counted = interrupted()? - before;
+        ensure!(counted == u64::from(in_programs), "{how}: {counted} were interrupted");
+    }
+    files.iter().try_for_each(Sample::check)
+}
+
+/// Until this holds.
+fn until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + patience(limit);
+    while !done()? {
+        ensure!(Instant::now() < end, "not within {limit:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 fn what_root_copies_carries_no_marker(pool: &mut Pool) -> Result<()> {

@@ -10,6 +10,7 @@ mod mapping;
 mod metadata;
 mod modifying;
 mod mounts;
+mod nfs;
 mod operating;
 mod processes;
 mod programs;
@@ -17,23 +18,28 @@ mod reading;
 mod refusing;
 mod regressions;
 mod remote;
+mod subvolumes;
 mod syscalls;
+mod ways;
 
-/// Lists cases: `name`, `name with configure`, `name; needs Something`.
+/// Lists cases: `name`, `name with configure`, `name; needs Something`, `name; only Xfs`.
 macro_rules! cases {
-    ($($name:ident $(with $configure:expr)? $(; needs $needs:ident)?),* $(,)?) => {
+    ($($name:ident $(with $configure:expr)? $(; needs $needs:ident)? $(; only $only:ident)?),* $(,)?) => {
         /// The cases of this file.
         pub(super) const CASES: &[$crate::fixture::Case] = &[$(
             $crate::fixture::Case {
                 name: stringify!($name),
                 configure: cases!(@configure $($configure)?),
                 needs: cases!(@needs $($needs)?),
+                only: cases!(@only $($only)?),
                 run: $name,
             }
         ),*];
     };
     (@needs) => { $crate::fixture::Needs::Anything };
     (@needs $needs:ident) => { $crate::fixture::Needs::$needs };
+    (@only) => { None };
+    (@only $only:ident) => { Some(hsm_lab::FsKind::$only) };
     (@configure) => { |_| {} };
     (@configure $configure:expr) => { $configure };
 }
@@ -60,6 +66,9 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("luck", luck::CASES),
         ("remote", remote::CASES),
         ("processes", processes::CASES),
+        ("ways", ways::CASES),
+        ("nfs", nfs::CASES),
+        ("subvolumes", subvolumes::CASES),
         ("operating", operating::CASES),
         ("regressions", regressions::CASES),
     ];

@@ -1,12 +1,14 @@
 //! Death of a process of the agent, in every way, with readers waiting.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use hsm_lab::run::kill;
-use hsm_lab::{PoolConfig, patience};
+use hsm_lab::{Content, PoolConfig, patience};
+use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::cases;
@@ -19,6 +21,7 @@ cases! {
     readers_survive_repeated_deaths_of_the_engine,
     readers_survive_an_engine_that_hangs with quick_watchdog,
     a_long_recall_is_no_hang with quick_watchdog,
+    openers_survive_engine_kills,
     archives_survive_the_death_of_the_engine,
     a_clean_stop_answers_every_waiting_reader,
     a_killed_reader_frees_itself,
@@ -80,6 +83,70 @@ fn readers_survive_repeated_deaths_of_the_engine(pool: &mut Pool) -> Result<()> 
     all_right(&files, readers)?;
     pool.restart_fast()?;
     pool.offline_file("after", MIB)?.check()
+}
+
+/// Many processes, each opening files that are taken away again all the time, and engines that are killed
+/// all the time. What happened is told, for whoever runs this under a kernel that checks itself.
+fn openers_survive_engine_kills(pool: &mut Pool) -> Result<()> {
+    const OPENERS: u64 = 64;
+    // Enough that most are open nowhere at any time.
+    const FILES: u64 = 768;
+    const SIZE: u64 = 4 << 10;
+    // Few enough that an engine lives to release them.
+    const PIECE: usize = 48;
+    let dir = pool.path("d");
+    fs::create_dir(&dir)?;
+    for number in 0..FILES {
+        pool.file_with(format!("d/{number}"), Content::new(number, SIZE))?;
+    }
+    pool.offline_tree(&dir)?;
+    let time = Duration::from_secs(16) + patience(Duration::from_secs(4));
+    let openers = (1..=OPENERS).map(|seed| {
+        let numbers = [FILES, SIZE, u64::try_from(time.as_millis())?, seed].map(|n| n.to_string());
+        let run = pool.helper("open-loop", [dir.as_os_str()])?.args(numbers);
+        run.limit(time + Duration::from_secs(30)).start()
+    });
+    let openers: Vec<_> = openers.collect::<Result<_>>()?;
+    let end = Instant::now() + time;
+    let hsm = pool.hsm.clone();
+    let target = dir.clone();
+    let releases = thread::spawn(move || -> Result<usize> {
+        let mut released = 0;
+        let mut next = (0..FILES).cycle();
+        while Instant::now() < end {
+            let some = next.by_ref().take(PIECE).map(|number| target.join(number.to_string()));
+            let release = ["--json".into(), "release".into()].into_iter().chain(some);
+            // A killed engine ends it in the middle, and there may be none.
+            released += hsm.command(release).output()?.text().matches("\"done\"").count();
+        }
+        Ok(released)
+    });
+    let mut kills = 0;
+    while Instant::now() < end {
+        wait_until_up(pool)?;
+        thread::sleep(patience(Duration::from_millis(200)));
+        kills += pool.agent()?.kill_engine();
+    }
+    let released = releases.join().map_err(|_| anyhow!("the releases panicked"))??;
+    let mut counts = BTreeMap::<i32, u64>::new();
+    for opener in openers {
+        let out = opener.finish()?;
+        ensure!(out.code() == 0, "{}", out.describe());
+        for line in out.text().lines() {
+            let (errno, times) = line.split_once(' ').context("no counts")?;
+            *counts.entry(errno.parse()?).or_default() += times.parse::<u64>()?;
+        }
+    }
+    let opens = counts.remove(&0).unwrap_or(0);
+    eprintln!(
+        "{OPENERS} processes in {time:?}: {opens} files opened and compared, {released} released, {kills} \
+         engines killed; errors by number: {counts:?}"
+    );
+    ensure!(opens > OPENERS && released > 0 && kills > 2, "too little happened");
+    ensure!(counts.keys().all(|errno| *errno == Errno::AGAIN.raw_os_error()), "errors: {counts:?}");
+    pool.agent()?.kill_engine();
+    wait_until_up(pool)?;
+    (0..FILES).try_for_each(|n| Content::new(n, SIZE).check(&dir.join(n.to_string())))
 }
 
 /// Silence of one second costs the engine its life, instead of a minute.
