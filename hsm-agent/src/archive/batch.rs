@@ -86,8 +86,9 @@ fn prepare(
     if candidate.stat.size < pool.config.min_size.as_u64() {
         return Err(FileOutcome::skipped(Reason::TooSmall, "smaller than min_size of its pool"));
     }
-    // What the claim finds stays so: no release can begin while it holds.
-    let claim = if dry_run { None } else { pool.claim(&candidate.file, Job::Archive) };
+    // What the claim finds stays so: neither a release nor a recall can begin while it holds.
+    let claim =
+        if dry_run { None } else { pool.claim_patiently(&candidate.file, Job::Archive, patience) };
     let seen = pool.attributes.seen(path)?;
     if seen.marker.is_some() {
         return Err(FileOutcome::already("offline"));
@@ -102,7 +103,8 @@ fn prepare(
     if dry_run {
         return Err(FileOutcome::would(candidate.stat.size));
     }
-    let busy = || FileOutcome::failed(Reason::Busy, "being archived or released right now");
+    let busy =
+        || FileOutcome::failed(Reason::Busy, "being archived, released or recalled right now");
     acquire(pool, candidate, claim.ok_or_else(busy)?, seen, patience, shard)
 }
 

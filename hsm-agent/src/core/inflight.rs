@@ -16,7 +16,9 @@
 //! - every access is answered exactly once;
 //! - ALLOW follows only from "online", or from a recall that covers what the access wants;
 //! - a release runs only while nothing else does, and no access is answered during it;
-//! - during an archive job accesses go on as usual, but no release starts.
+//! - during an archive job accesses to an online file go on as usual, but neither release nor recall
+//!   starts, and the job does not begin before a recall is durable: it ends the watch, and whoever writes
+//!   then must not find the marker back after a power cut.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -58,7 +60,7 @@ pub struct Access {
 /// A bulk operation that claims a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {
-    /// Reads the file; excludes other jobs, not accesses.
+    /// Reads the file; excludes other jobs and recalls, not accesses to an online file.
     Archive,
     /// Takes the data away; excludes everything.
     Release,
@@ -206,7 +208,7 @@ impl File {
             Event::Claim(job) => self.claim(job),
             Event::Unclaim(Job::Archive) => {
                 self.archiving = false;
-                Vec::new()
+                if self.phase == Phase::Idle { self.look_if_somebody_waits() } else { Vec::new() }
             }
             Event::Unclaim(Job::Release) => {
                 self.phase = Phase::Idle;
@@ -234,6 +236,11 @@ impl File {
         match look {
             Look::Online => self.answer_all(Verdict::Allow),
             Look::Unreadable(errno) => self.answer_all(Verdict::Deny(errno)),
+            // The job has not looked yet. It gives an offline file back at once.
+            Look::Offline if self.archiving => {
+                self.phase = Phase::Idle;
+                Vec::new()
+            }
             Look::Offline => self.recall_next(),
         }
     }
@@ -289,7 +296,7 @@ impl File {
     fn claim(&mut self, job: Job) -> Vec<Effect> {
         let free = !self.archiving
             && match job {
-                Job::Archive => self.phase != Phase::Releasing,
+                Job::Archive => matches!(self.phase, Phase::Idle | Phase::Looking),
                 Job::Release => self.phase == Phase::Idle,
             };
         match (free, job) {

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::metrics::add;
 use super::pool::{FileRef, Pool};
@@ -92,6 +92,22 @@ impl Pool {
         let ticket = self.waiters.add(Who::User(tell), file.clone());
         self.apply(file, Event::Access(Access { ticket, want: Want::Whole }));
         told
+    }
+
+    /// [`claim`](Self::claim), trying again until `patience` ends.
+    pub fn claim_patiently(
+        self: &Arc<Self>,
+        file: &FileRef,
+        job: Job,
+        patience: Instant,
+    ) -> Option<Claim> {
+        loop {
+            let claim = self.claim(file, job);
+            if claim.is_some() || Instant::now() > patience {
+                return claim;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Claims the file for a job; drop the claim to give it back.

@@ -52,6 +52,29 @@ fn a_release_is_refused_while_anything_else_goes_on() {
 }
 
 #[test]
+fn an_archive_job_and_a_recall_keep_out_of_each_others_way() {
+    let mut all = Inflight::default();
+    // The recall was first: until it is durable there is no claim.
+    let _ = all.apply(&1, whole(1));
+    let _ = all.apply(&1, Event::Looked(Look::Offline));
+    assert_eq!(all.apply(&1, Event::Claim(Job::Archive)), [Effect::Refused]);
+    let _ = all.apply(&1, Event::Recalled(Ok(Recalled::Settling)));
+    assert_eq!(all.apply(&1, Event::Claim(Job::Archive)), [Effect::Refused]);
+    let _ = all.apply(&1, Event::Settled(Ok(())));
+    // The claim was first: the recall begins when the job has given the offline file back.
+    assert_eq!(all.apply(&1, Event::Claim(Job::Archive)), [Effect::Granted]);
+    assert_eq!(all.apply(&1, whole(2)), [Effect::Look]);
+    assert_eq!(all.apply(&1, Event::Looked(Look::Offline)), []);
+    assert_eq!(all.apply(&1, whole(3)), [Effect::Look]);
+    assert_eq!(all.apply(&1, Event::Looked(Look::Offline)), []);
+    assert_eq!(all.apply(&1, Event::Unclaim(Job::Archive)), [Effect::Look]);
+    assert_eq!(all.apply(&1, Event::Looked(Look::Offline)), [Effect::Recall(Want::Whole)]);
+    let allowed = [Effect::Answer(2, Verdict::Allow), Effect::Answer(3, Verdict::Allow)];
+    assert_eq!(all.apply(&1, Event::Recalled(Ok(Recalled::Complete))), allowed);
+    assert!(all.is_empty());
+}
+
+#[test]
 fn a_range_that_is_not_covered_starts_another_recall() {
     let mut all = Inflight::default();
     let range =
