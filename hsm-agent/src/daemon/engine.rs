@@ -231,6 +231,11 @@ impl Engine {
         overdue.abort();
         if orphaned {
             signals.stop().await;
+            let pools = self.pools.clone();
+            let ended = tokio::task::spawn_blocking(move || sentinel::end(&pools)).await;
+            if let Err(error) = ended {
+                tracing::error!(%error, "the watch could not be ended in order");
+            }
         }
         Ok(())
     }

@@ -6,13 +6,15 @@
 //!   come from *our* table, and the same number could mean both. So all old numbers are denied before
 //!   the first read, and nothing else answers any more ([`super::link::Link::answer`] fails).
 //! - New events: online files go on, offline files are denied with EAGAIN.
+//! - At the end, when a new agent watches, the marks go first and the queue is emptied: the kernel lets pass
+//!   whoever waits in a group that is closed.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::pool::Pool;
-use crate::holder::deny_numbers;
+use crate::holder::{deny_numbers, end_watch};
 use crate::marker::InodeFd;
 use crate::sys::fanotify::{EVENT_BUFFER, Event, Group, Verdict, events, take_event_fd};
 use crate::sys::handle;
@@ -27,6 +29,13 @@ pub(super) fn start(pools: &[Arc<Pool>]) {
         if let Err(error) = spawned {
             tracing::error!(%error, "offline files may read as zeros: no thread for the watch");
         }
+    }
+}
+
+/// A new agent has its own watch in place. Whoever waits in ours is denied before it goes.
+pub(super) fn end(pools: &[Arc<Pool>]) {
+    for pool in pools {
+        end_watch(&pool.config.name, &pool.kernel, || ());
     }
 }
 

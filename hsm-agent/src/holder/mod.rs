@@ -31,4 +31,4 @@ mod shared;
 mod watchdog;
 
 pub use keep::deny_numbers;
-pub use run::{HolderError, MAX_WAITING, run};
+pub use run::{HolderError, MAX_WAITING, end_watch, run};

@@ -342,14 +342,7 @@ impl Holder<'_> {
         self.shared.denying.store(true, Ordering::SeqCst);
         self.shared.deny_all(libc::EAGAIN);
         for (name, group) in self.shared.groups().iter() {
-            // First the whole file system: ignore marks must not go before what they are taken from.
-            let flushed = group.flush_filesystem_marks().and_then(|()| group.flush_inode_marks());
-            if let Err(error) = flushed {
-                tracing::error!(%error, name, "the watch could not be ended");
-            }
-            if let Err(error) = drain(&self.shared, group) {
-                tracing::error!(%error, name, "the event queue could not be emptied");
-            }
+            end_watch(name, group, || self.shared.deny_all(libc::EAGAIN));
         }
         self.shared.deny_all(libc::EAGAIN);
     }
@@ -366,11 +359,23 @@ fn done(engine: &impl AsFd, result: &io::Result<()>) {
     }
 }
 
-/// Waits until the reader threads have emptied the queue (they deny by now).
-fn drain(shared: &Shared, group: &Group) -> io::Result<()> {
+/// Before a group goes, which would let pass whoever waits in it: no new event comes into being, and the
+/// threads that read the group (they deny by now) have emptied its queue.
+pub fn end_watch(name: &str, group: &Group, deny: impl Fn()) {
+    // First the whole file system: ignore marks must not go before what they are taken from.
+    let flushed = group.flush_filesystem_marks().and_then(|()| group.flush_inode_marks());
+    if let Err(error) = flushed {
+        tracing::error!(%error, name, "the watch could not be ended");
+    }
+    if let Err(error) = drain(group, deny) {
+        tracing::error!(%error, name, "the event queue could not be emptied");
+    }
+}
+
+fn drain(group: &Group, deny: impl Fn()) -> io::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(5);
     while rustix::io::ioctl_fionread(group)? > 0 && Instant::now() < deadline {
-        shared.deny_all(libc::EAGAIN);
+        deny();
         std::thread::sleep(Duration::from_millis(1));
     }
     // A reader may be between its read and its answer.
