@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::compare::{CompareError, same_content};
+use super::compare::{CompareError, same_content, same_remains};
 use super::eligible::{Eligibility, eligible};
 use crate::catalog::{Batch, FileRow, IntentId, IntentOp, NewIntent};
 use crate::control::types::Reason;
@@ -108,19 +108,9 @@ fn prepare(
         return Err(FileOutcome::would(candidate.stat.allocated));
     }
     let busy = || FileOutcome::failed(Reason::Busy, "being read, archived or recalled right now");
-    let claim = claim(pool, candidate, patience).ok_or_else(busy)?;
+    // A file that was recalled a moment ago may still be settling.
+    let claim = pool.claim_patiently(&candidate.file, Job::Release, patience).ok_or_else(busy)?;
     acquire(pool, candidate, claim, seen, patience)
-}
-
-/// A file that was recalled a moment ago may still be settling.
-fn claim(pool: &Arc<Pool>, candidate: &Candidate, patience: Instant) -> Option<Claim> {
-    loop {
-        let claim = pool.claim(&candidate.file, Job::Release);
-        if claim.is_some() || Instant::now() > patience {
-            return claim;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// The claim holds: from here on no access to this file is answered until it is dropped.
@@ -236,15 +226,19 @@ fn commit(
             return ready.into_iter().map(failed).collect();
         }
     };
-    // Step 6. A crash between marker and punch leaves an offline file with its data still there:
+    // Step 6: the data, the markers, and only then the punch, each on the device before the next begins.
+    // A crash between marker and punch leaves an offline file with its data still there:
     // the copy in the store is identical, and recall writes the same bytes over it.
     // The kernel tells a write error once per open descriptor: this one is ours alone, and older
     // than the writes that it must vouch for.
-    let device = pool.own_root();
-    let marked: Vec<_> = ready.iter().map(|(_, file)| mark(pool, file)).collect();
-    let synced = device
-        .map_err(|e| FileOutcome::io("the mount point cannot be opened", &e))
-        .and_then(|device| sync(&device, &ready));
+    let device =
+        pool.own_root().map_err(|e| FileOutcome::io("the mount point cannot be opened", &e));
+    let written =
+        device.as_ref().map_err(Clone::clone).and_then(|device| write_out(device, &ready));
+    let mark = |(_, file): &(usize, Ready)| written.clone().and_then(|()| mark(pool, file));
+    let marked: Vec<_> = ready.iter().map(mark).collect();
+    let fds: Vec<_> = ready.iter().map(|(_, file)| &*file.fd).collect();
+    let synced = device.and_then(|device| sync(&device, &fds, "the marker cannot be made durable"));
     let mut catalogue = Batch::default();
     let mut outcomes = Vec::new();
     for (((index, file), marked), intent) in ready.into_iter().zip(marked).zip(intents) {
@@ -291,14 +285,23 @@ fn mark(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
     Ok(())
 }
 
-/// The markers are on the device before any data goes.
-fn sync(device: &OwnedFd, ready: &[(usize, Ready)]) -> Result<(), FileOutcome> {
-    let result = if ready.len() <= SINGLY {
-        ready.iter().try_for_each(|(_, file)| rustix::fs::fsync(&*file.fd))
+/// The data is on the device before any marker is: a journal may commit the marker at once, and after a
+/// power cut there must not be older data under it. Files that were written a while ago have nothing
+/// left to write, and cost one system call.
+fn write_out(device: &OwnedFd, ready: &[(usize, Ready)]) -> Result<(), FileOutcome> {
+    let files = ready.iter().map(|(_, file)| &*file.fd);
+    let dirty: Vec<_> = files.filter(|fd| space::is_dirty(fd)).collect();
+    sync(device, &dirty, "its data cannot be written out")
+}
+
+/// What these files have, and (if there are many) all others of the file system, is on the device.
+fn sync(device: &OwnedFd, files: &[&OwnedFd], failed: &'static str) -> Result<(), FileOutcome> {
+    let result = if files.len() <= SINGLY {
+        files.iter().try_for_each(rustix::fs::fsync)
     } else {
         rustix::fs::syncfs(device)
     };
-    result.map_err(|e| FileOutcome::io("the marker cannot be made durable", &e.into()))
+    result.map_err(|e| FileOutcome::io(failed, &e.into()))
 }
 
 /// A release that stopped, and what is known of the data then.
@@ -395,11 +398,19 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
     }
     // The marker may have been set by a process that died before its sync.
     rustix::fs::fsync(&*fd).ok()?;
-    // Somebody may have written since, while nobody watched: what is there then is for a recall to
-    // compare, not for us to take away. (A cut-off punch moved mtime too; its leftovers only cost room.)
-    let moved = stat.mtime_ns != copy.version.mtime_ns;
-    if moved && !space::data_extents(&*fd, stat.size).ok()?.is_empty() {
-        return None;
+    // Somebody may have written since: while nobody watched, or because the release had turned back and
+    // its marker came back with a power cut. mtime cannot tell: an fdatasync makes bytes durable
+    // without it. So what is there is taken away only if the object has it.
+    match same_remains(pool, fd.as_fd(), copy.object, stat.size) {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::error!(file = %candidate.name.display(), "was written to without the agent; not released");
+            return None;
+        }
+        Err(error) => {
+            tracing::warn!(%error, file = %candidate.name.display(), "an unfinished release is looked at again at the next start");
+            return None;
+        }
     }
     if stat.size != marker.size || !lease.retake().ok()? {
         return None;

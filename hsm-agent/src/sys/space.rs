@@ -61,6 +61,35 @@ pub fn punch(fd: impl AsFd, range: Range<u64>) -> io::Result<()> {
     Ok(rustix::fs::fallocate(fd, mode, range.start, range.end - range.start)?)
 }
 
+/// Whether the page cache has data of the file that the device does not have yet. `true` when the kernel
+/// does not tell.
+pub fn is_dirty(fd: impl AsFd) -> bool {
+    /// `struct cachestat_range` of `<linux/mman.h>`; a length of 0 reaches to the end.
+    #[repr(C)]
+    struct CachestatRange {
+        off: u64,
+        len: u64,
+    }
+    /// `struct cachestat` of `<linux/mman.h>`: numbers of pages.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Cachestat {
+        cached: u64,
+        dirty: u64,
+        writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+    /// The same number on all architectures; libc knows it for some only.
+    const SYS_CACHESTAT: libc::c_long = 451;
+    let range = CachestatRange { off: 0, len: 0 };
+    let mut pages = Cachestat::default();
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: both structures outlive the call and are the ones that the kernel (6.5) reads and writes.
+    let result = unsafe { libc::syscall(SYS_CACHESTAT, fd, &raw const range, &raw mut pages, 0) };
+    result != 0 || pages.dirty + pages.writeback > 0
+}
+
 /// Starts writing the dirty pages of a range to the device, and does not wait for them: less is left
 /// for the sync that follows. It makes nothing durable, and says nothing of errors: the sync does,
 /// through any descriptor that was open before the data was written.

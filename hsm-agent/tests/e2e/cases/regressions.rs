@@ -41,6 +41,7 @@ cases! {
     a_released_file_read_at_once_again_can_be_released_again,
     a_write_that_nobody_watched_is_not_undone,
     a_copied_marker_is_told_and_takes_nothing_away,
+    a_cut_off_release_takes_only_what_its_object_has,
 }
 
 fn ranges_for(config: &mut PoolConfig, program: &str) {
@@ -534,15 +535,7 @@ fn a_copied_marker_is_told_and_takes_nothing_away(pool: &mut Pool) -> Result<()>
     let flags = rustix::fs::XattrFlags::empty();
     pool.unguarded(|| Ok(rustix::fs::setxattr(&file.path, MARKER, &marker[..n], flags)?))?;
     // As if the agent had died on the way to release this very file.
-    let database = pool.config.state_dir().join("lab.db");
-    let intent = NewIntent {
-        op: IntentOp::Release,
-        key: handle::of_fd(File::open(&file.path)?)?,
-        object: object.parse()?,
-        started_ns: 1,
-        path_hint: b"copied-to".to_vec(),
-    };
-    Catalog::open(&database)?.begin(&[intent])?;
+    let database = cut_off_releases(pool, &[(&file.path, object)])?;
     pool.start()?;
     let log = pool.agent()?.log();
     ensure!(log.contains("copied-to") && log.contains("given up"), "the log does not say so");
@@ -554,6 +547,67 @@ fn a_copied_marker_is_told_and_takes_nothing_away(pool: &mut Pool) -> Result<()>
     pool.unguarded(|| Ok(rustix::fs::removexattr(&file.path, MARKER)?))?;
     pool.start()?;
     file.check()
+}
+
+/// Leaves intents in the catalogue as an agent does that dies in the middle of a release. Returns its file.
+fn cut_off_releases(pool: &Pool, files: &[(&Path, &str)]) -> Result<PathBuf> {
+    let database = pool.config.state_dir().join("lab.db");
+    let intent = |(path, object): &(&Path, &str)| -> Result<NewIntent> {
+        let file = rustix::fs::open(*path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())?;
+        Ok(NewIntent {
+            op: IntentOp::Release,
+            key: handle::of_fd(file)?,
+            object: object.parse()?,
+            started_ns: 1,
+            path_hint: path.as_os_str().as_encoded_bytes().to_vec(),
+        })
+    };
+    Catalog::open(&database)?.begin(&files.iter().map(intent).collect::<Result<Vec<_>>>()?)?;
+    Ok(database)
+}
+
+/// The same times after a power cut prove nothing: an fdatasync of a writer does not make them durable.
+fn a_cut_off_release_takes_only_what_its_object_has(pool: &mut Pool) -> Result<()> {
+    const LEFT: std::ops::Range<usize> = MIB as usize / 2..2 * MIB as usize;
+    let (left, written) = (pool.file("left-over", 3 * MIB)?, pool.file("written-to", 3 * MIB)?);
+    let bytes = std::fs::read(&left.path)?;
+    let mut objects = Vec::new();
+    for file in [&left, &written] {
+        pool.offline(&file.path)?;
+        let state = pool.hsm.state(&file.path)?.json;
+        objects.push(state.get("object").and_then(|o| o.as_str()).context("no object")?.to_owned());
+    }
+    pool.stop()?;
+    let put = |path: &Path, bytes: &[u8]| -> Result<()> {
+        let times = std::fs::metadata(path)?;
+        let file = File::options().write(true).open(path)?;
+        file.write_all_at(bytes, LEFT.start as u64)?;
+        let times = std::fs::FileTimes::new().set_modified(times.modified()?);
+        file.set_times(times)?;
+        Ok(file.sync_all()?)
+    };
+    let others = vec![7; LEFT.len()];
+    pool.unguarded(|| {
+        put(&left.path, &bytes[LEFT])?;
+        put(&written.path, &others)
+    })?;
+    let files = [&left, &written].map(|file| file.path.as_path());
+    let of = |n: usize| (files[n], objects[n].as_str());
+    let database = cut_off_releases(pool, &[of(0), of(1)])?;
+    pool.start()?;
+    ensure!(std::fs::metadata(&left.path)?.blocks() < 64, "what was left over is still there");
+    left.check()?;
+    assert_read_fails(&written.path, &[Errno::IO.raw_os_error()])?;
+    pool.stop()?;
+    let open = Catalog::open(&database)?.open_intents()?.len();
+    ensure!(open == 1, "{open} intents are open: that of the file that was written to must be");
+    pool.unguarded(|| {
+        let mut now = vec![0; LEFT.len()];
+        File::open(&written.path)?.read_exact_at(&mut now, LEFT.start as u64)?;
+        ensure!(now == others, "bytes that only this file had are gone");
+        Ok(())
+    })?;
+    pool.start()
 }
 
 /// By every verb that looks, as that and not as offline.
