@@ -3,7 +3,7 @@
 //! claim → read lease → data version → read → object → store flushed → lease still held, version the
 //! same? → record → catalogue. (Its intent is about garbage in the store, and left out.)
 
-use crate::setup::{Mutant, Remedy, Setup};
+use crate::setup::{Mutant, Setup};
 use crate::state::{Archive, Lease, NOTHING, State};
 use crate::step::Steps;
 
@@ -56,7 +56,7 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>) {
 
 fn begin(setup: &Setup, out: &mut Steps<'_>) {
     let (agent, file) = (out.from.agent, out.from.file);
-    let recalled = agent.job.is_recall() && setup.has(Remedy::NoArchiveDuringRecall);
+    let recalled = agent.job.is_recall() && !setup.is(Mutant::ArchiveDuringRecall);
     let free = !agent.job.is_release() && !recalled && agent.holder;
     let current = file.meta.record == file.meta.mtime && agent.vouched;
     if free && out.from.left.archives > 0 && !out.from.is_marked() && !current {

@@ -2,7 +2,7 @@
 
 use crate::recall::deny_all;
 use crate::release::marked;
-use crate::setup::{Mutant, Remedy, Setup};
+use crate::setup::{Mutant, Setup};
 use crate::state::{Archive, At, Cached, Item, Job, Lease, NOTHING, Opener, State};
 use crate::step::Steps;
 
@@ -75,7 +75,7 @@ fn starts(setup: &Setup, out: &mut Steps<'_>) {
     if !agent.holder {
         // First its own watch, then it ends the engine that a dead holder has left.
         out.whim("operator", "starts an agent, which syncs the file system", |s| {
-            if setup.has(Remedy::DenyAtTakeOver) {
+            if !setup.is(Mutant::AllowAtTakeOver) {
                 deny_all(s);
             }
             kill_engine(setup, s);

@@ -5,7 +5,7 @@
 //! marker → sync → lease taken again → punch → times → catalogue. The agent's own descriptor raises
 //! no count here: the kernel knows whose lease it is.
 
-use crate::setup::{Mutant, Remedy, Setup};
+use crate::setup::{Mutant, Setup};
 use crate::state::{Archive, Job, Lease, NOTHING, State};
 use crate::step::Steps;
 
@@ -128,10 +128,10 @@ fn check(setup: &Setup, out: &mut Steps<'_>) {
 
 fn commit(setup: &Setup, out: &mut Steps<'_>, job: Job) {
     match job {
-        Job::ReleaseIntent => out.progress(RELEASE, "step 5: intent, durable", |s| {
+        Job::ReleaseIntent => out.progress(RELEASE, "step 5: intent; the data is durable", |s| {
             s.agent.intent.set(1);
             s.agent.intent.sync();
-            if setup.has(Remedy::DataBeforeMarker) {
+            if !setup.is(Mutant::MarkerBeforeData) {
                 s.file.sync_data();
             }
             let early = setup.is(Mutant::PunchBeforeMarker);
@@ -265,12 +265,11 @@ fn recover_check(setup: &Setup, out: &mut Steps<'_>) {
     let here = [0, 1].map(|chunk: usize| (file.chunk[chunk].now, out.from.stored(object, chunk)));
     let data = here.iter().any(|(here, _)| *here != NOTHING);
     let other = here.iter().any(|(here, stored)| *here != NOTHING && here != stored);
-    let kept = if setup.has(Remedy::RepunchCompares) {
-        other
-    } else {
+    let kept = if setup.is(Mutant::RepunchTrustsTime) {
         data && file.meta.mtime != file.meta.record
+    } else {
+        other && !setup.is(Mutant::RepunchTrustsMarker)
     };
-    let kept = kept && !setup.is(Mutant::RepunchTrustsMarker);
     let good = file.meta.record == object && !kept;
     let what = if good { "syncs the marker" } else { "finds data of somebody else's" };
     out.progress(RECOVERY, what, |s| {

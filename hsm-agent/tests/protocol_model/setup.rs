@@ -56,6 +56,14 @@ pub(crate) enum Mutant {
     NoSyncAtStart,
     /// Recovery: what is there is punched, whatever it is.
     RepunchTrustsMarker,
+    /// Recovery: what is there is punched if the file's time is that of the record.
+    RepunchTrustsTime,
+    /// Release: the marker is set over data that the device may not have yet.
+    MarkerBeforeData,
+    /// An archive job may claim a file that is being recalled or settles.
+    ArchiveDuringRecall,
+    /// The engine of a dead holder ends without denying whoever waits in its group.
+    AllowAtTakeOver,
 }
 
 /// A run.
@@ -67,34 +75,12 @@ pub(crate) struct Setup {
     /// Holder and engine may die together, without the machine.
     pub(crate) both_die: bool,
     pub(crate) mutants: &'static [Mutant],
-    /// Gaps that the code has are closed: see `main.rs`.
-    pub(crate) remedies: &'static [Remedy],
-}
-
-/// What would close a gap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Remedy {
-    /// An archive job may not claim a file that is being recalled or settles.
-    NoArchiveDuringRecall,
-    /// Release: the data is on the device before the marker is set.
-    DataBeforeMarker,
-    /// Recovery: what is there is punched only if it is the object's.
-    RepunchCompares,
-    /// The engine of a dead holder denies whoever waits in its group before it ends.
-    DenyAtTakeOver,
 }
 
 impl Setup {
     pub(crate) fn new(tier: Tier) -> Self {
         let left = Left { writes: 1, releases: 1, archives: 0, crashes: 1 };
-        Self {
-            tier,
-            readers: 1,
-            left,
-            both_die: tier != Tier::UserFilter,
-            mutants: &[],
-            remedies: &[],
-        }
+        Self { tier, readers: 1, left, both_die: tier != Tier::UserFilter, mutants: &[] }
     }
 
     pub(crate) fn readers(self, readers: usize) -> Self {
@@ -123,14 +109,6 @@ impl Setup {
 
     pub(crate) fn without(self, mutants: &'static [Mutant]) -> Self {
         Self { mutants, ..self }
-    }
-
-    pub(crate) fn with(self, remedies: &'static [Remedy]) -> Self {
-        Self { remedies, ..self }
-    }
-
-    pub(crate) fn has(&self, remedy: Remedy) -> bool {
-        self.remedies.contains(&remedy)
     }
 
     pub(crate) fn is(&self, mutant: Mutant) -> bool {
