@@ -25,8 +25,9 @@ pub(crate) struct Options {
     filter: Option<String>,
 }
 
-/// Tests with a suite of their own; every other file in `hsm-agent/tests` is run as "integration".
+/// Tests with a suite of their own; every other one in `hsm-agent/tests` is run as "integration".
 const E2E: &str = "e2e";
+const GUARD: &str = "guard";
 const S3: &str = "store_s3";
 
 /// Runs the suites; fails unless all that were asked for ran and passed.
@@ -61,7 +62,7 @@ fn unit(options: &Options, report: &mut Report) -> Result<()> {
 
 fn integration(options: &Options, report: &mut Report) -> Result<()> {
     let mut names = integration_tests(&root().join("hsm-agent/tests"))?;
-    names.retain(|name| name != E2E && name != S3);
+    names.retain(|name| ![E2E, S3, GUARD].contains(&name.as_str()));
     if names.is_empty() {
         return Ok(());
     }
@@ -70,14 +71,21 @@ fn integration(options: &Options, report: &mut Report) -> Result<()> {
     for name in &names {
         command.args(["--test", name]);
     }
-    suite("integration", "what hsm takes for granted of its surroundings", command, options, report)
+    suite(
+        "integration",
+        "the command line, the protocols' model, what hsm takes for granted of the kernel",
+        command,
+        options,
+        report,
+    )
 }
 
 fn integration_tests(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "rs")
+        let one_file = path.extension().is_some_and(|e| e == "rs");
+        if (one_file || path.join("main.rs").is_file())
             && let Some(name) = path.file_stem()
         {
             names.push(name.to_string_lossy().into_owned());
@@ -177,7 +185,7 @@ const LSM_FILTER_CASES: &str =
 /// an hour without KVM: `cargo xtask vm --tier T --fs F` runs any part of it in full.
 fn guest(options: &Options, report: &mut Report) -> Result<()> {
     let parts = [
-        ("guard", "guest: kernel programs alone", vm::Tier::LsmFilter, ""),
+        (GUARD, "guest: kernel programs alone", vm::Tier::LsmFilter, ""),
         ("e2e", "guest: tier lsm-filter", vm::Tier::LsmFilter, LSM_FILTER_CASES),
         (
             "e2e",
