@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! source   linux-source-7.3 of Debian → ~/.cache/hsm-dev/kernel/src-VERSION    (stays there: kbuild
-//! config   tinyconfig + vm-tests/kernel/config/*.config, every line checked     stores its path)
+//! patches  vm-tests/kernel/patches/*.patch, on a copy of it                     stores its path)
+//! config   tinyconfig + vm-tests/kernel/config/*.config, every line checked
 //! build    obj-FLAVOUR, ccache → FLAVOUR-HASH/vmlinux, stripped
 //! ```
-//! The hash is over version and options: what has not changed is not built again.
+//! The hash is over version, options and patches: what has not changed is not built again.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::process::root;
 use crate::setup;
@@ -20,52 +21,65 @@ use crate::steps::{note, step};
 
 mod build;
 mod config;
+mod patches;
 mod source;
+
+use patches::Patches;
 
 /// Options of `cargo xtask kernel`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     cargo xtask kernel          # 15 minutes on two cores the first time, then nothing\n  \
-    cargo xtask kernel --debug  # lock order, RCU use, sleeping in atomic context")]
+    cargo xtask kernel --debug  # lock order, RCU use, sleeping in atomic context\n  \
+    cargo xtask kernel --patched # with the fanotify patches of vm-tests/kernel/patches")]
 pub(crate) struct Options {
+    /// The kernel with the project's patches
+    #[arg(long)]
+    patched: bool,
     /// The kernel that checks itself (lockdep, PROVE_RCU, DEBUG_ATOMIC_SLEEP)
     #[arg(long)]
     debug: bool,
 }
 
+/// Whose kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Series {
+    /// As Debian ships it
+    Stock,
+    /// With the patches of vm-tests/kernel/patches
+    Patched,
+}
+
 /// Which kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flavour {
-    /// As Debian ships it, with the configuration of the guest.
-    Stock,
-    /// The same with the kernel's own checks.
-    StockDebug,
+pub(crate) struct Flavour {
+    /// Whose.
+    pub(crate) series: Series,
+    /// With the kernel's own checks.
+    pub(crate) debug: bool,
 }
 
 impl Flavour {
-    /// The kernel with or without its own checks.
-    pub(crate) fn stock(debug: bool) -> Self {
-        if debug { Self::StockDebug } else { Self::Stock }
-    }
-
     fn name(self) -> &'static str {
-        match self {
-            Self::Stock => "stock",
-            Self::StockDebug => "stock-debug",
+        match (self.series, self.debug) {
+            (Series::Stock, false) => "stock",
+            (Series::Stock, true) => "stock-debug",
+            (Series::Patched, false) => "patched",
+            (Series::Patched, true) => "patched-debug",
         }
     }
 
-    fn fragments(self) -> &'static [&'static str] {
-        match self {
-            Self::Stock => &["base.config"],
-            Self::StockDebug => &["base.config", "debug.config"],
-        }
+    fn fragments(self) -> impl Iterator<Item = &'static str> {
+        let patched = (self.series == Series::Patched).then_some("patched.config");
+        let debug = self.debug.then_some("debug.config");
+        ["base.config"].into_iter().chain(patched).chain(debug)
     }
 }
 
 /// Builds the kernel and says where it is.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let kernel = ensure(Flavour::stock(options.debug))?;
+    let series = if options.patched { Series::Patched } else { Series::Stock };
+    let kernel = ensure(Flavour { series, debug: options.debug })?;
     println!("{}", kernel.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -74,42 +88,74 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 pub(crate) fn ensure(flavour: Flavour) -> Result<PathBuf> {
     let dir = setup::cache_dir()?.join("kernel");
     fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-    let fragments = read_fragments(flavour)?;
-    // Kernels are renamed into their place: one that is there is whole, whoever builds another one.
-    if let Some(vmlinux) = built(&dir, flavour, &fragments)? {
+    let recipe = Recipe::read(flavour)?;
+    // A kernel that is there is whole: it needs not wait for one that is being built.
+    if let Some(vmlinux) = recipe.built(&dir)? {
         return Ok(vmlinux);
     }
     let _one_at_a_time = lock(&dir)?;
-    if let Some(vmlinux) = built(&dir, flavour, &fragments)? {
+    if let Some(vmlinux) = recipe.built(&dir)? {
         return Ok(vmlinux);
     }
     setup::install(setup::KERNEL)?;
-    let tree = source::ensure(&dir)?;
-    let name = flavour.name();
-    let job = build::Job {
-        tree: &tree.path,
-        objects: dir.join(format!("obj-{name}")),
-        ccache: dir.join("ccache"),
-        result: result(&dir, flavour, &tree.version, &fragments),
-    };
-    let version = &tree.version;
-    step(&format!("configuring Linux {version} ({name})"), || job.configure(&fragments))?;
-    note("15 minutes on two cores the first time; ccache makes the next builds short");
-    step(&format!("building Linux {version} ({name})"), || job.build())?;
-    Ok(job.result)
+    recipe.make(&dir)
 }
 
-/// The kernel of the newest source, if it has been built.
-fn built(dir: &Path, flavour: Flavour, fragments: &str) -> Result<Option<PathBuf>> {
-    let Some(version) = source::newest(dir)? else { return Ok(None) };
-    let vmlinux = result(dir, flavour, &version, fragments);
-    Ok(vmlinux.is_file().then_some(vmlinux))
+/// What a kernel is made from, besides the source.
+struct Recipe {
+    flavour: Flavour,
+    fragments: String,
+    patches: Patches,
 }
 
-fn result(dir: &Path, flavour: Flavour, version: &str, fragments: &str) -> PathBuf {
-    let options = config::parse(fragments);
-    let hash = blake3::hash(format!("{version} {options:?}").as_bytes()).to_hex();
-    dir.join(format!("{}-{}", flavour.name(), &hash[..12])).join("vmlinux")
+impl Recipe {
+    fn read(flavour: Flavour) -> Result<Self> {
+        let patches = match flavour.series {
+            Series::Stock => Patches::default(),
+            Series::Patched => Patches::read(&root().join("vm-tests/kernel/patches"))?,
+        };
+        Ok(Self { flavour, fragments: read_fragments(flavour)?, patches })
+    }
+
+    /// Where the kernel goes.
+    fn result(&self, dir: &Path, version: &str) -> PathBuf {
+        let options = config::parse(&self.fragments);
+        let mut hash = blake3::Hasher::new();
+        hash.update(format!("{version} {options:?}").as_bytes());
+        self.patches.hash_into(&mut hash);
+        let hash = hash.finalize().to_hex();
+        dir.join(format!("{}-{}", self.flavour.name(), &hash[..12])).join("vmlinux")
+    }
+
+    fn built(&self, dir: &Path) -> Result<Option<PathBuf>> {
+        let newest = source::newest(dir)?.map(|version| self.result(dir, &version));
+        Ok(newest.filter(|vmlinux| vmlinux.is_file()))
+    }
+
+    fn make(&self, dir: &Path) -> Result<PathBuf> {
+        let stock = source::ensure(dir)?;
+        let version = &stock.version;
+        let name = self.flavour.name();
+        let place = match self.flavour.series {
+            Series::Stock => build::Place::own(&stock.path, dir.join(format!("obj-{name}"))),
+            Series::Patched => {
+                let tree = self.patches.tree(dir, &stock)?;
+                let like = Flavour { series: Series::Stock, ..self.flavour }.name();
+                build::Place {
+                    tree,
+                    objects: dir.join(format!("obj-{name}")),
+                    seen_as: Some((stock.path.clone(), dir.join(format!("obj-{like}")))),
+                }
+                .or_own()?
+            }
+        };
+        let job =
+            build::Job { place, ccache: dir.join("ccache"), result: self.result(dir, version) };
+        step(&format!("configuring Linux {version} ({name})"), || job.configure(&self.fragments))?;
+        note("15 minutes on two cores the first time; ccache makes the next builds short");
+        step(&format!("building Linux {version} ({name})"), || job.build())?;
+        Ok(job.result)
+    }
 }
 
 fn read_fragments(flavour: Flavour) -> Result<String> {

@@ -16,6 +16,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use hsm_lab::FsKind;
 use hsm_machine::{Accel, Preempt};
 
+use crate::kernel::Series;
+
 mod binaries;
 mod command;
 mod guest;
@@ -81,6 +83,9 @@ pub(crate) struct Machine {
     /// Memory of the guest, in MiB
     #[arg(long, global = true, default_value_t = 2048)]
     memory: u32,
+    /// The kernel: as Debian ships it, or with the project's patches
+    #[arg(long, global = true, value_enum, default_value_t = Series::Stock)]
+    kernel: Series,
     /// The kernel that checks itself (lockdep, RCU, sleeping in atomic context)
     #[arg(long, global = true)]
     debug: bool,
@@ -152,6 +157,7 @@ impl Machine {
         Self {
             smp: 1,
             memory: 2048,
+            kernel: Series::Stock,
             debug: false,
             preempt: None,
             icount: true,

@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn the_fragments_of_the_project_are_read() {
         let dir = crate::process::root().join("vm-tests/kernel/config");
-        for name in ["base.config", "debug.config"] {
+        for name in ["base.config", "patched.config", "debug.config"] {
             let text = std::fs::read_to_string(dir.join(name)).unwrap();
             let lines = text.lines().filter(|line| line.contains("CONFIG_")).count();
             assert_eq!(parse(&text).len(), lines, "{name}: a line is no option, or is there twice");
