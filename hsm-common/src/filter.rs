@@ -178,7 +178,7 @@ pub struct Request {
     pub generation: u32,
     /// Process that is waiting, as numbered in the initial PID namespace.
     pub tgid: u32,
-    /// [`KIND_WATCH`], [`KIND_QUERY`] or [`KIND_TRUNCATE`].
+    /// [`KIND_WATCH`], [`KIND_QUERY`] or [`KIND_RECALL`].
     pub kind: u32,
     /// Device number of the superblock, `major << 20 | minor`: tells a mounted snapshot, which has the
     /// same UUID, from the file system itself.
@@ -192,10 +192,10 @@ pub const KIND_WATCH: u32 = 1;
 /// executable without read permission). Look: no marker is [`ANSWER_ONLINE`]; otherwise as
 /// [`KIND_WATCH`].
 pub const KIND_QUERY: u32 = 2;
-/// `truncate(2)` of a file that is or may be marked: fsnotify has looked already and no watch can
-/// help. Recall it now and answer [`ANSWER_ONLINE`]; the caller stays in the hook, so let
-/// [`Wait::beat`] grow while the recall makes progress.
-pub const KIND_TRUNCATE: u32 = 3;
+/// No watch can help: `truncate(2)`, where fsnotify has looked already, or an open that
+/// `file_post_open` does not follow. Recall the file now and answer [`ANSWER_ONLINE`]; the caller stays
+/// in the hook, so let [`Wait::beat`] grow while the recall makes progress.
+pub const KIND_RECALL: u32 = 3;
 
 /// The agent's side of a request.
 #[repr(C)]
@@ -208,7 +208,7 @@ pub struct Wait {
     pub beat: u32,
 }
 
-/// All data is local (and for [`KIND_TRUNCATE`]: the recall is done). The access passes.
+/// All data is local (and for [`KIND_RECALL`]: the recall is done). The access passes.
 pub const ANSWER_ONLINE: i32 = 1;
 /// There is a watch now: look at the inode's mask again.
 pub const ANSWER_WATCHED: i32 = 2;
@@ -320,8 +320,8 @@ pub struct Settings {
     pub map: Name,
     /// Longest wait of an open without progress, in nanoseconds.
     pub open_limit: u64,
-    /// Longest wait of `truncate(2)` without progress, in nanoseconds.
-    pub truncate_limit: u64,
+    /// Longest wait for a [`KIND_RECALL`] without progress, in nanoseconds.
+    pub recall_limit: u64,
     /// Longest wait of a kernel thread, which cannot yield its CPU, in nanoseconds.
     pub spin_limit: u64,
     /// Where the running kernel keeps what the programs look at.
@@ -376,6 +376,8 @@ offsets! {
     file_inode = "file.f_inode" needed,
     /// Open mode.
     file_mode = "file.f_mode" needed,
+    /// Mount and directory entry of the opened file.
+    file_path = "file.f_path" needed,
     /// Inode number.
     inode_ino = "inode.i_ino" needed,
     /// Type and permissions.
@@ -398,6 +400,12 @@ offsets! {
     dentry_inode = "dentry.d_inode" needed,
     /// Directory entry of a path.
     path_dentry = "path.dentry" needed,
+    /// Mount of a path.
+    path_mount = "path.mnt" needed,
+    /// What of a mount its paths point to.
+    mount_inside = "mount.mnt" needed,
+    /// Namespace that a mount belongs to.
+    mount_namespace = "mount.mnt_ns" needed,
     /// What an attribute change changes.
     iattr_valid = "iattr.ia_valid" needed,
     /// Number of the thread.

@@ -8,7 +8,7 @@
 
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
-use hsm_common::filter::{Counter, KIND_QUERY, KIND_WATCH};
+use hsm_common::filter::{Counter, KIND_QUERY, KIND_RECALL, KIND_WATCH};
 
 use crate::counters::count;
 use crate::coverage::{self, Mode};
@@ -60,7 +60,7 @@ pub fn guard_open(context: LsmContext) -> i32 {
     }
     match mode {
         Mode::Guard => guard(inode, sb),
-        Mode::Filter => filter(inode, sb, marker, look),
+        Mode::Filter => filter(file, sb, marker, look),
     }
 }
 
@@ -76,13 +76,26 @@ fn guard(inode: Inode, sb: SuperBlock) -> i32 {
 
 /// A watch that is there already may be somebody else's, a virus scanner's: the second check, in
 /// `guard_post_open`, finds a file that is still marked then.
+///
+/// Where another file system opens the file for itself there is no second check. If the agent died while
+/// fanotify asks it, the kernel would let the open pass over a marked file: so no watch is enough, and the
+/// open waits here until the file is online. A release that comes then finds this open counted, and does
+/// not get its lease again.
 #[inline(always)]
-fn filter(inode: Inode, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
-    if coverage::is_watched(inode, sb) {
+fn filter(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
+    let inode = file.inode();
+    let beneath = file.is_beneath();
+    if !beneath && coverage::is_watched(inode, sb) {
         count(Counter::PassedWatched);
         return 0;
     }
-    let kind = if marker == Marker::Unreadable { KIND_QUERY } else { KIND_WATCH };
+    let kind = if beneath {
+        KIND_RECALL
+    } else if marker == Marker::Unreadable {
+        KIND_QUERY
+    } else {
+        KIND_WATCH
+    };
     match ask(inode, sb, kind) {
         Answer::Online => {
             // The agent looked after this look began. Where the marker could be read, it was
@@ -93,7 +106,7 @@ fn filter(inode: Inode, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
             count(Counter::PassedAnswered);
             0
         }
-        Answer::Watched if inode.is_watched() => {
+        Answer::Watched if !beneath && inode.is_watched() => {
             count(Counter::PassedWatched);
             0
         }

@@ -8,7 +8,7 @@
 
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
-use hsm_common::filter::{Counter, KIND_TRUNCATE};
+use hsm_common::filter::{Counter, KIND_RECALL};
 
 use crate::counters::count;
 use crate::coverage::{self, Mode};
@@ -35,7 +35,7 @@ pub fn guard_truncate(context: LsmContext) -> i32 {
         return 0;
     }
     count(Counter::TruncateAsked);
-    match ask(inode, sb, KIND_TRUNCATE) {
+    match ask(inode, sb, KIND_RECALL) {
         Answer::Refuse(error) => {
             count(Counter::TruncateDenied);
             error

@@ -23,6 +23,11 @@ const FMODE_NONOTIFY: u32 = 1 << 25;
 /// `FMODE_NONOTIFY_PERM` of `<linux/fs.h>`.
 const FMODE_NONOTIFY_PERM: u32 = 1 << 26;
 
+/// `FMODE_BACKING` of `<linux/fs.h>`.
+const FMODE_BACKING: u32 = 1 << 24;
+/// `MNT_NS_INTERNAL` of the kernel's `fs/mount.h`: `ERR_PTR(-EINVAL)`.
+const MNT_NS_INTERNAL: u64 = (-22i64).cast_unsigned();
+
 /// `BTRFS_SUPER_MAGIC` of `<linux/magic.h>`.
 const BTRFS_MAGIC: u64 = 0x9123_683e;
 /// `XFS_SUPER_MAGIC` of `<linux/magic.h>`.
@@ -105,6 +110,23 @@ impl File {
     pub fn is_silent(self) -> bool {
         let mode: u32 = self.get(setting!(offsets.file_mode));
         mode & (FMODE_NONOTIFY | FMODE_NONOTIFY_PERM) == FMODE_NONOTIFY
+    }
+}
+
+impl File {
+    /// Whether another file system (overlayfs) opens this one for itself, to read it or to copy it up.
+    /// `file_post_open` does not follow then.
+    #[inline(always)]
+    pub fn is_beneath(self) -> bool {
+        let mode: u32 = self.get(setting!(offsets.file_mode));
+        if mode & FMODE_BACKING != 0 {
+            return true;
+        }
+        let path = setting!(offsets.file_path) + setting!(offsets.path_mount);
+        let inside = probe((self.0 as u64).wrapping_add(u64::from(path)));
+        let mount = inside.wrapping_sub(u64::from(setting!(offsets.mount_inside)));
+        let namespace = mount.wrapping_add(u64::from(setting!(offsets.mount_namespace)));
+        probe(namespace) == MNT_NS_INTERNAL
     }
 }
 

@@ -9,7 +9,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_iter_num};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use hsm_common::filter::{ANSWER_ONLINE, ANSWER_WATCHED, Counter, KIND_TRUNCATE, Request, Wait};
+use hsm_common::filter::{ANSWER_ONLINE, ANSWER_WATCHED, Counter, KIND_RECALL, Request, Wait};
 
 use crate::atomic;
 use crate::counters::{count, count_many};
@@ -115,8 +115,8 @@ fn wait(id: u64, inode: Inode, kind: u32) -> Answer {
     let task = Task::current();
     let limit = if task.is_kernel() {
         setting!(spin_limit)
-    } else if kind == KIND_TRUNCATE {
-        setting!(truncate_limit)
+    } else if kind == KIND_RECALL {
+        setting!(recall_limit)
     } else {
         setting!(open_limit)
     };
@@ -155,7 +155,7 @@ fn turn(id: u64, inode: Inode, kind: u32, task: Task, patience: &mut Patience) -
     if wait.verdict != 0 {
         return Some(decide(wait.verdict));
     }
-    if kind != KIND_TRUNCATE && inode.is_watched() {
+    if kind != KIND_RECALL && inode.is_watched() {
         return Some(Answer::Watched);
     }
     // SAFETY: the helper has no preconditions.

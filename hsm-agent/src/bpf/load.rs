@@ -167,7 +167,7 @@ fn encode(settings: &Settings, offsets: filter::Offsets) -> Result<filter::Setti
         record: name("the record's name", &settings.record)?,
         map: name("the residency map's name", &settings.map)?,
         open_limit: nanoseconds(settings.open_limit),
-        truncate_limit: nanoseconds(settings.truncate_limit),
+        recall_limit: nanoseconds(settings.recall_limit),
         spin_limit: nanoseconds(settings.spin_limit),
         offsets,
         reserved: 0,
@@ -204,9 +204,9 @@ mod tests {
         let encoded = encode(&Settings::default(), bytemuck::zeroed()).expect("the defaults");
         assert!(encoded.marker.starts_with(b"security.bpf.hsm\0"));
         assert_eq!(encoded.open_limit, 1_000_000_000);
-        let endless = Settings { truncate_limit: Duration::MAX, ..Settings::default() };
+        let endless = Settings { recall_limit: Duration::MAX, ..Settings::default() };
         let encoded = encode(&endless, bytemuck::zeroed()).expect("a long time");
-        assert!(encoded.truncate_limit.checked_add(1 << 62).is_some(), "no overflow in the hook");
+        assert!(encoded.recall_limit.checked_add(1 << 62).is_some(), "no overflow in the hook");
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub struct Settings {
     /// How long an open waits for a watch without progress.
     pub open_limit: Duration,
     /// How long `truncate(2)` waits for a recall without progress.
-    pub truncate_limit: Duration,
+    pub recall_limit: Duration,
     /// How long a kernel thread spins: it cannot let others run meanwhile.
     pub spin_limit: Duration,
 }
@@ -68,7 +68,7 @@ impl Default for Settings {
             record: RECORD_XATTR.to_owned(),
             map: MAP_XATTR.to_owned(),
             open_limit: Duration::from_secs(1),
-            truncate_limit: Duration::from_secs(30),
+            recall_limit: Duration::from_secs(30),
             spin_limit: Duration::from_millis(5),
         }
     }

@@ -284,7 +284,7 @@ fn version_name(settings: &Settings) -> String {
 }
 
 fn links_name(object: &[u8], settings: &Settings) -> String {
-    let limits = [settings.open_limit, settings.truncate_limit, settings.spin_limit];
+    let limits = [settings.open_limit, settings.recall_limit, settings.spin_limit];
     let limits: Vec<u8> = limits.iter().flat_map(|t| t.as_nanos().to_le_bytes()).collect();
     format!("{LINKS}{}-{}", short_hash(&[object]), short_hash(&[&limits]))
 }

@@ -2,8 +2,9 @@
 //! waits, briefly, in the program until a watch is on it; fanotify then does the long wait.
 //!
 //! To put that watch in place needs no judgement, so the holder does it, also while there is no
-//! engine. The one request that needs a recall, truncate(2) by path (fanotify has looked before the
-//! program runs), joins the table of unanswered events and goes to the engine like any other.
+//! engine. The one request that needs a recall joins the table of unanswered events and goes to the engine
+//! like any other: for truncate(2) by path, where fanotify has looked before the program runs, and for an
+//! open by overlayfs, which the second program does not see.
 //!
 //! Whatever goes wrong here ends in a denial: the program waits for no longer than its own limit,
 //! and the second program refuses who passed the first by mistake.
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hsm_common::filter::{KIND_QUERY, KIND_TRUNCATE, KIND_WATCH, Request, Uuid};
+use hsm_common::filter::{KIND_QUERY, KIND_RECALL, KIND_WATCH, Request, Uuid};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 
@@ -185,7 +186,7 @@ fn take(shared: &Shared, request: &Request) -> Outcome {
     let outcome = match request.kind {
         KIND_WATCH => covered.watch(request),
         KIND_QUERY => covered.query(request),
-        KIND_TRUNCATE => covered.recall(shared, request),
+        KIND_RECALL => covered.recall(shared, request),
         other => Err(io::Error::other(format!("request of unknown kind {other}"))),
     };
     outcome.unwrap_or_else(|error| {
@@ -238,7 +239,7 @@ impl Covered {
         let frame = EventFrame {
             id: 0,
             group: self.number,
-            // Without a range: whoever truncates waits until everything is durable.
+            // Without a range: whoever is asked about here waits until everything is durable.
             mask: EventMask::PRE_ACCESS,
             pid: request.tgid.cast_signed(),
             range: None,
