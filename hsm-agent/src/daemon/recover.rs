@@ -4,6 +4,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -12,7 +13,7 @@ use super::pool::{FileRef, Pool, now_ns};
 use crate::catalog::{Batch, CatalogError, Intent, IntentOp};
 use crate::core::{FileKey, FileState};
 use crate::marker::{InodeFd, Marker, Owner};
-use crate::release::repunch;
+use crate::release::{PATIENCE, repunch};
 use crate::sys::{handle, inode, process};
 
 /// Completes or undoes each open intent. Each step may itself be cut off: it is then repeated.
@@ -23,10 +24,11 @@ pub(super) fn intents(pool: &Arc<Pool>) -> Result<(), CatalogError> {
     }
     tracing::info!(pool = pool.config.name, count = open.len(), "recovering unfinished operations");
     let mut batch = Batch::default();
+    let patience = Instant::now() + PATIENCE;
     for intent in &open {
         match intent.what.op {
             IntentOp::Archive => archive(pool, intent, &mut batch),
-            IntentOp::Release => release(pool, intent, &mut batch),
+            IntentOp::Release => release(pool, intent, patience, &mut batch),
         }
     }
     pool.catalog.commit(&batch)
@@ -66,7 +68,7 @@ fn archive(pool: &Pool, intent: &Intent, batch: &mut Batch) {
 
 /// No marker, or that of another file: nothing happened. Marker: the file is offline, whatever is left of its data; what
 /// is left is taken away if nobody uses the file now.
-fn release(pool: &Arc<Pool>, intent: &Intent, batch: &mut Batch) {
+fn release(pool: &Arc<Pool>, intent: &Intent, patience: Instant, batch: &mut Batch) {
     let file = match candidate(pool, intent) {
         Ok(file) => file,
         Err(e) if handle::is_stale(&e) => return batch.finished.push(intent.id),
@@ -87,7 +89,7 @@ fn release(pool: &Arc<Pool>, intent: &Intent, batch: &mut Batch) {
             batch.finished.push(intent.id);
         }
         Ok(Some(_)) => {
-            if let Some(row) = repunch(pool, &file) {
+            if let Some(row) = repunch(pool, &file, patience) {
                 debug_assert_eq!(row.state, FileState::Offline);
                 batch.upserts.push(row);
                 batch.finished.push(intent.id);
@@ -118,12 +120,6 @@ pub(super) fn open_files(pool: &Arc<Pool>) {
         for directory in ["fd", "map_files"] {
             let links = std::fs::read_dir(entry.path().join(directory));
             for link in links.into_iter().flatten().flatten() {
-                let number = link.file_name();
-                if directory == "fd"
-                    && number.to_str().is_some_and(|number| process::only_names_a_file(pid, number))
-                {
-                    continue;
-                }
                 one_open_file(pool, pid, &link.path());
             }
         }
@@ -132,6 +128,11 @@ pub(super) fn open_files(pool: &Arc<Pool>) {
 
 fn one_open_file(pool: &Arc<Pool>, pid: &str, link: &Path) {
     let Some((key, name)) = offline_file(pool, link) else { return };
+    // A mapping is no descriptor: the kernel tells nothing of one by that name.
+    let descriptor = link.file_name().and_then(|name| name.to_str());
+    if descriptor.is_some_and(|descriptor| process::only_names_a_file(pid, descriptor)) {
+        return;
+    }
     tracing::error!(
         pid, file = %name.display(),
         "a program has this offline file open since before the agent watched; recalling it. What it read so far may be zeros: start the agent before anything can open files"

@@ -22,7 +22,7 @@ use crate::sys::{inode, space};
 /// How long a batch waits for files that somebody else still has, all of them together: a recall that
 /// is settling, a descriptor that a forked child closes at its exec. Whoever opens one of the files
 /// that the batch has already waits as well.
-const PATIENCE: Duration = Duration::from_millis(300);
+pub const PATIENCE: Duration = Duration::from_millis(300);
 /// Up to this many files are synced one by one; more with one `syncfs`.
 const SINGLY: usize = 4;
 
@@ -381,11 +381,11 @@ fn finish(
 }
 
 /// Recovery: finishes a release that stopped between marker and punch, if nobody uses the file.
-/// Returns the row for the catalogue.
-pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
+/// Waits until `patience` for somebody who has it open. Returns the row for the catalogue.
+pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate, patience: Instant) -> Option<FileRow> {
     let claim = pool.claim(&candidate.file, Job::Release)?;
     let fd = Arc::new(pool.open_invisible(candidate.path.as_fd()).ok()?);
-    let lease = Lease::take(Arc::clone(&fd), LeaseKind::Write, &pool.breaks).ok()??;
+    let lease = Lease::take_patiently(&fd, LeaseKind::Write, &pool.breaks, patience).ok()??;
     let open = InodeFd::Open(fd.as_fd());
     let marker = pool.attributes.marker(open).ok()??;
     let record = pool.attributes.record(open).ok()??;
@@ -393,7 +393,7 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
     let stat = inode::stat(&*fd).ok()?;
     let generation = inode::generation(&*fd).ok()?;
     // A marker that was copied here says nothing of this file's data, which may be the only copy.
-    if marker.owner != Owner::of(stat.ino, generation) {
+    if marker.owner != Owner::of(stat.ino, generation) || stat.size != marker.size {
         return None;
     }
     // The marker may have been set by a process that died before its sync.
@@ -412,7 +412,7 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate) -> Option<FileRow> {
             return None;
         }
     }
-    if stat.size != marker.size || !lease.retake().ok()? {
+    if !lease.retake().ok()? {
         return None;
     }
     lease.while_intact(|| space::punch_all(&*fd, stat.size))?.ok()?;

@@ -28,20 +28,12 @@ pub(crate) fn same_content(
     object: ObjectId,
     size: u64,
 ) -> Result<bool, CompareError> {
-    let store = Arc::clone(&pool.store);
-    let object = pool.runtime.block_on(ObjectReader::open(store, object))?;
+    let Some(object) = object_of(pool, object, size)? else { return Ok(false) };
     let manifest = object.manifest();
-    if manifest.size != size {
-        return Ok(false);
-    }
     let mut buf = Vec::new();
     for (index, entry) in (0u64..).zip(&manifest.chunks) {
-        let Some(range) = manifest.chunk_range(index) else { return Ok(false) };
-        buf.resize((range.end - range.start) as usize, 0);
-        if !read_full(fd, &mut buf, range.start)? {
-            return Ok(false);
-        }
-        if !is_same(entry, &buf) {
+        let Some(chunk) = manifest.chunk_range(index) else { return Ok(false) };
+        if !read_range(fd, &chunk, &mut buf)? || !is_same(entry, &buf) {
             return Ok(false);
         }
     }
@@ -60,11 +52,8 @@ pub(crate) fn same_remains(
     if extents.is_empty() {
         return Ok(true);
     }
-    let object = pool.runtime.block_on(ObjectReader::open(Arc::clone(&pool.store), object))?;
+    let Some(object) = object_of(pool, object, size)? else { return Ok(false) };
     let manifest = object.manifest();
-    if manifest.size != size {
-        return Ok(false);
-    }
     let mut buf = Vec::new();
     for (index, entry) in (0u64..).zip(&manifest.chunks) {
         let Some(chunk) = manifest.chunk_range(index) else { return Ok(false) };
@@ -72,8 +61,7 @@ pub(crate) fn same_remains(
         if parts.is_empty() {
             continue;
         }
-        buf.resize((chunk.end - chunk.start) as usize, 0);
-        if !read_full(fd, &mut buf, chunk.start)? {
+        if !read_range(fd, &chunk, &mut buf)? {
             return Ok(false);
         }
         // Mostly the chunk is whole; only if not, the object's bytes are needed.
@@ -88,6 +76,19 @@ pub(crate) fn same_remains(
         }
     }
     Ok(true)
+}
+
+/// The object, if it is of a file of this size.
+fn object_of(pool: &Pool, id: ObjectId, size: u64) -> Result<Option<ObjectReader>, StoreError> {
+    let object = pool.runtime.block_on(ObjectReader::open(Arc::clone(&pool.store), id))?;
+    let fits = object.manifest().size == size;
+    Ok(fits.then_some(object))
+}
+
+/// Fills the buffer with a range of the file. `false`: the file ends before.
+fn read_range(fd: BorrowedFd<'_>, range: &Range<u64>, buf: &mut Vec<u8>) -> io::Result<bool> {
+    buf.resize((range.end - range.start) as usize, 0);
+    read_full(fd, buf, range.start)
 }
 
 /// The part of an extent that lies in a chunk, counted from the chunk's begin.
