@@ -54,6 +54,7 @@ pub(crate) const KERNEL: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("ccache", "ccache"),
     ("python3", "python3"),
+    ("git", "git"),
 ];
 
 /// What a guest is started with, QEMU apart: see [`qemu`].

@@ -378,6 +378,12 @@ fn drain(group: &Group, deny: impl Fn()) -> io::Result<()> {
         deny();
         std::thread::sleep(Duration::from_millis(1));
     }
+    if rustix::io::ioctl_fionread(group)? > 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "it is not read; who waits there will pass",
+        ));
+    }
     // A reader may be between its read and its answer.
     std::thread::sleep(Duration::from_millis(20));
     Ok(())
