@@ -54,7 +54,7 @@ pub struct Settings {
     pub map: String,
     /// How long an open waits for a watch without progress.
     pub open_limit: Duration,
-    /// How long `truncate(2)` waits for a recall without progress.
+    /// How long `truncate(2)`, and an open by overlayfs, wait for a recall without progress.
     pub recall_limit: Duration,
     /// How long a kernel thread spins: it cannot let others run meanwhile.
     pub spin_limit: Duration,
