@@ -27,7 +27,7 @@ use sd_notify::NotifyState;
 
 use super::run::MAX_WAITING;
 use super::shared::Shared;
-use crate::sys::fanotify::{EVENT_BUFFER, Group, Verdict, events, take_event_fd};
+use crate::sys::fanotify::{Class, EVENT_BUFFER, Group, Verdict, events, take_event_fd};
 use crate::sys::inherited;
 use crate::sys::process::raise_descriptor_limit;
 
@@ -38,8 +38,11 @@ const PREFIX: &str = "hsm-watch-";
 const MAX_NUMBER: i32 = MAX_WAITING as i32 + 4096;
 
 /// Gives the manager a descriptor of a new group. Without a manager, or with one that keeps nothing,
-/// the group ends with the agent.
+/// the group ends with the agent. A group that denies when it is closed needs no keeping.
 pub(super) fn keep(group: &Group) {
+    if group.fails_closed() {
+        return;
+    }
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -57,7 +60,7 @@ pub(super) fn kept() -> Vec<(String, Group)> {
         Vec::new()
     });
     let ours = kept.into_iter().filter(|(name, _)| name.starts_with(PREFIX));
-    ours.map(|(name, fd)| (name, Group::from_fd(fd))).collect()
+    ours.map(|(name, fd)| (name, Group::from_fd(fd, Class::PreContent))).collect()
 }
 
 /// Retires the groups of earlier agents. Our own watch must be in place. When this returns, they

@@ -162,12 +162,18 @@ impl Holder<'_> {
                         None => tracing::warn!(id, "the engine answered an event that nobody has"),
                     }
                 }
-                Ok(Some((ToHolder::OpenGroup { name }, _))) => self.open_group(&name, &engine),
+                Ok(Some((ToHolder::OpenGroup { name, fail_closed }, _))) => {
+                    let class = if fail_closed { Class::FailClosed } else { Class::PreContent };
+                    self.open_group(&name, class, &engine);
+                }
                 Ok(Some((ToHolder::Programs, directory))) => {
                     done(&engine, &self.serve_programs(directory));
                 }
                 Ok(Some((ToHolder::Cover { group, marker }, root))) => {
                     done(&engine, &self.shared.programs.cover(&self.shared, group, &marker, root));
+                }
+                Ok(Some((ToHolder::Serving, _))) => {
+                    self.shared.serving.store(true, Ordering::SeqCst);
                 }
                 Ok(Some((ToHolder::Ready, _))) => self.ready(),
                 Ok(Some((ToHolder::Alive, _))) => {}
@@ -194,12 +200,12 @@ impl Holder<'_> {
         requests::serve(&self.shared, directory, engine)
     }
 
-    fn open_group(&self, name: &[u8], engine: &impl AsFd) {
+    fn open_group(&self, name: &[u8], class: Class, engine: &impl AsFd) {
         let text = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
         let known = self.shared.groups().iter().position(|(n, _)| *n == text);
         let number = match known {
             Some(number) => number,
-            None => match self.make_group(text) {
+            None => match self.make_group(text, class) {
                 Ok(number) => number,
                 Err(error) => {
                     tracing::error!(%error, "no fanotify group");
@@ -214,9 +220,8 @@ impl Holder<'_> {
         }
     }
 
-    fn make_group(&self, name: String) -> io::Result<usize> {
-        let group =
-            Arc::new(Group::new(GroupOptions { class: Class::PreContent, nonblock: false })?);
+    fn make_group(&self, name: String, class: Class) -> io::Result<usize> {
+        let group = Arc::new(Group::new(GroupOptions { class, nonblock: false })?);
         keep::keep(&group);
         let mut groups = self.shared.groups();
         groups.push((name, Arc::clone(&group)));
@@ -230,7 +235,6 @@ impl Holder<'_> {
         keep::retire(&self.shared, std::mem::take(&mut self.kept));
         self.restart = Restart { count: self.restart.count, ..Restart::default() };
         self.shared.denying.store(false, Ordering::SeqCst);
-        self.shared.serving.store(true, Ordering::SeqCst);
         self.watchdog.begin(Instant::now());
         if !self.served {
             tracing::info!("ready");
@@ -360,8 +364,12 @@ fn done(engine: &impl AsFd, result: &io::Result<()>) {
 }
 
 /// Before a group goes, which would let pass whoever waits in it: no new event comes into being, and the
-/// threads that read the group (they deny by now) have emptied its queue.
+/// threads that read the group (they deny by now) have emptied its queue. A group that fails closed
+/// stays on guard when it is closed: nothing is to be done.
 pub fn end_watch(name: &str, group: &Group, deny: impl Fn()) {
+    if group.fails_closed() {
+        return;
+    }
     // First the whole file system: ignore marks must not go before what they are taken from.
     let flushed = group.flush_filesystem_marks().and_then(|()| group.flush_inode_marks());
     if let Err(error) = flushed {

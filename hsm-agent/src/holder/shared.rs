@@ -23,7 +23,7 @@ pub(super) struct Shared {
     pub(super) engine: Mutex<Option<Arc<OwnedFd>>>,
     /// Process id of the present engine; 0: there is none, nobody is exempt.
     pub(super) engine_pid: AtomicI32,
-    /// The present engine serves. Until then it is told no events: it asks for its groups first,
+    /// The present engine takes events. Until then it is told no events: it asks for its groups first,
     /// and the answer to that must find room in the socket.
     pub(super) serving: AtomicBool,
     /// The main loop is to wait for room in the engine's socket.

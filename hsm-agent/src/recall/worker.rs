@@ -347,5 +347,6 @@ fn partial(
     if marker.state != MarkerState::Partial {
         pool.attributes.set_marker(open, &Marker { state: MarkerState::Partial, ..*marker })?;
     }
+    pool.resident(open, &map);
     Ok(RecallOutcome { recalled: Recalled::Partial(covered), settle: None, bytes })
 }

@@ -242,10 +242,9 @@ fn commit(
     let mut catalogue = Batch::default();
     let mut outcomes = Vec::new();
     for (((index, file), marked), intent) in ready.into_iter().zip(marked).zip(intents) {
-        let result = marked
-            .and_then(|()| synced.clone())
-            .map_err(Abort::Undo)
-            .and_then(|()| take_away(&file).map(|stat| row(pool, &batch[index], &file, &stat)));
+        let result = marked.and_then(|()| synced.clone()).map_err(Abort::Undo).and_then(|()| {
+            take_away(pool, &file).map(|stat| row(pool, &batch[index], &file, &stat))
+        });
         outcomes.push((index, finish(pool, &file, result, intent, &mut catalogue)));
     }
     if let Err(error) = pool.catalog.commit(&catalogue) {
@@ -315,13 +314,13 @@ enum Abort {
 /// Steps 7 and 8: the lease again, then the punch. An opener who passed the kernel's check before
 /// the watch was in place has raised the inode's open count by now, so that the lease fails; one
 /// who broke the lease since is seen too. One who comes later waits for our answer.
-fn take_away(file: &Ready) -> Result<Stat, Abort> {
+fn take_away(pool: &Pool, file: &Ready) -> Result<Stat, Abort> {
     let again = file.lease.retake();
     let again = again.map_err(|e| Abort::Undo(FileOutcome::io("no lease on the file", &e)))?;
     if !again {
         return Err(Abort::Undo(open_elsewhere()));
     }
-    let punched = file.lease.while_intact(|| space::punch_all(&*file.fd, file.stat.size));
+    let punched = file.lease.while_intact(|| punch(pool, &file.fd, file.stat.size));
     let keep = |what: &'static str| move |e: std::io::Error| Abort::Keep(FileOutcome::io(what, &e));
     punched
         .ok_or_else(|| Abort::Undo(open_elsewhere()))?
@@ -329,6 +328,13 @@ fn take_away(file: &Ready) -> Result<Stat, Abort> {
     // A crash here leaves other times on a good stub. The object has the right ones.
     inode::restore_times(&*file.fd, &file.stat).map_err(keep("the times cannot be restored"))?;
     inode::stat(&*file.fd).map_err(keep("the file cannot be examined"))
+}
+
+/// What the kernel knows as resident must be forgotten before it is not; by whom it could be read, the
+/// lease keeps out.
+fn punch(pool: &Pool, fd: &OwnedFd, size: u64) -> std::io::Result<()> {
+    pool.nothing_resident(InodeFd::Open(fd.as_fd()))?;
+    space::punch_all(fd, size)
 }
 
 fn row(pool: &Pool, candidate: &Candidate, file: &Ready, stat: &Stat) -> FileRow {
@@ -415,7 +421,7 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate, patience: Instant) -> Op
     if !lease.retake().ok()? {
         return None;
     }
-    lease.while_intact(|| space::punch_all(&*fd, stat.size))?.ok()?;
+    lease.while_intact(|| punch(pool, &fd, stat.size))?.ok()?;
     // The times as they were: the crash may have come before they were restored.
     let before = Stat { mtime_ns: copy.version.mtime_ns, ..stat };
     inode::restore_times(&*fd, &before).ok()?;
