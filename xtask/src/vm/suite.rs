@@ -4,13 +4,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use hsm_lab::FsKind;
+use hsm_lab::{FsKind, Tier};
 use hsm_machine::run::Output;
 use hsm_machine::{End, Outcome};
 
 use super::command::{INTERRUPTED, pass_through};
 use super::guest::{self, Guest};
-use super::{Machine, Options, Tier, binaries};
+use super::{Machine, Options, binaries};
 use crate::ebpf;
 use crate::report::{Report, Verdict, count};
 use crate::setup;
@@ -26,7 +26,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         selection: None,
     };
     let begin = Instant::now();
-    let Some(verdict) = part.run(&options.machine)? else {
+    let Some(verdict) = part.run(options.machine.clone())? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
     let mut report = Report::default();
@@ -51,11 +51,12 @@ pub(crate) struct Part<'a> {
 
 impl Part<'_> {
     /// Runs it in a guest. `None`: interrupted.
-    pub(crate) fn run(&self, machine: &Machine) -> Result<Option<Verdict>> {
-        if self.tier == Tier::LsmFilter {
+    pub(crate) fn run(&self, machine: Machine) -> Result<Option<Verdict>> {
+        if self.tier.has_programs() {
             ebpf::programs()?;
         }
-        let mut guest = Guest::new(machine)?;
+        let machine = machine.for_tier(self.tier);
+        let mut guest = Guest::new(&machine)?;
         let suite = binaries::test(self.test)?;
         let mut command = vec![suite.display().to_string()];
         command.extend(self.arguments.iter().cloned());

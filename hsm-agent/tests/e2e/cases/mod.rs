@@ -47,7 +47,7 @@ use cases;
 
 /// Every case, with the name of its subject.
 pub(crate) fn all() -> impl Iterator<Item = (&'static str, Case)> {
-    let guarded = guarded::CASES.iter().map(|case| Case { needs: Needs::LsmFilter, ..*case });
+    let guarded = guarded::CASES.iter().map(|case| Case { needs: Needs::Programs, ..*case });
     anywhere().chain(guarded.map(|case| ("guarded", case)))
 }
 
