@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 mod apt;
 mod bench;
+mod build_and_load;
 mod demo;
 mod ebpf;
 mod kernel;
@@ -39,6 +40,8 @@ enum Task {
     Bench(bench::Options),
     /// Builds the kernel programs, and hsm with them inside
     Build(ebpf::Options),
+    /// Builds everything, tries the kernel programs on the running kernel, and tells what it lacks
+    BuildAndLoad(build_and_load::Options),
     /// Boots a guest and runs the end-to-end suite, a command or a shell in it
     Vm(vm::Options),
     /// Builds the guest's kernel
@@ -65,6 +68,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(options) => suites::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Build(options) => ebpf::run(&options),
+        Task::BuildAndLoad(options) => build_and_load::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Kernel(options) => kernel::run(&options),
         Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),

@@ -23,6 +23,7 @@ mod command;
 mod guest;
 mod suite;
 
+pub(crate) use binaries::example;
 pub(crate) use guest::{Guest, job};
 pub(crate) use suite::Part;
 
@@ -151,6 +152,11 @@ impl Machine {
         }
     }
 
+    /// Two processors and this kernel.
+    pub(crate) fn with_kernel(series: Series) -> Self {
+        Self { kernel: Some(series), ..Self::ordinary() }
+    }
+
     /// This machine with the kernel that a tier needs, unless somebody chose one.
     pub(crate) fn for_tier(self, tier: Tier) -> Self {
         let needed = if tier == Tier::MarkFilter { Series::Patched } else { Series::Stock };
@@ -164,6 +170,11 @@ impl Machine {
     fn job_limit(&self) -> Duration {
         Duration::from_secs(self.limit * 60)
     }
+}
+
+/// Runs a command in a guest; its exit code is the guest's.
+pub(crate) fn command(machine: &Machine, command: &[String]) -> Result<ExitCode> {
+    command::run(machine, None, command)
 }
 
 /// Runs what was asked for.
