@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod apt;
 mod bench;
 mod build_and_load;
+mod conformance;
 mod demo;
 mod ebpf;
 mod kernel;
@@ -36,6 +37,8 @@ enum Task {
     Demo(demo::Options),
     /// Runs everything: unit, property, conformance, S3, fuzz targets, end-to-end
     Test(suites::Options),
+    /// Runs every paragraph of docs/SEMANTICS.md on every tier and file system, and writes the table
+    Conformance(conformance::Options),
     /// Measures archive, release and recall against cp
     Bench(bench::Options),
     /// Builds the kernel programs, and hsm with them inside
@@ -66,6 +69,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suites::run(&options),
+        Task::Conformance(options) => conformance::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Build(options) => ebpf::run(&options),
         Task::BuildAndLoad(options) => build_and_load::run(&options),

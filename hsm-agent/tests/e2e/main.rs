@@ -93,39 +93,46 @@ fn trials(dir: &Path) -> Vec<Trial> {
     let mut trials = vec![Trial::test("semantics_document_matches_the_cases", || {
         document::check(&cases::names()).map_err(Failed::from)
     })];
-    for (fs, case) in selected() {
+    for (fs, case, why) in selected() {
+        if case.only.is_some_and(|only| only != fs) {
+            continue;
+        }
         let dir = dir.to_path_buf();
         let trial = Trial::test(format!("{fs}::{}", case.name), move || {
             fixture::run(&case, fs, &dir).map_err(|error| Failed::from(format!("{error:#}")))
         });
-        trials.push(trial.with_ignored_flag(!case.needs.are_met()));
+        trials.push(trial.with_ignored_flag(why.is_some()));
     }
     trials
 }
 
-fn selected() -> Vec<(FsKind, Case)> {
+/// Each case, and why it is not applicable here, if so.
+fn selected() -> Vec<(FsKind, Case, Option<String>)> {
     let selection = std::env::var(SELECTION).unwrap_or_default();
     let mut found = Vec::new();
     for fs in FsKind::ALL {
         for (subject, case) in cases::all() {
-            let elsewhere = case.only.is_some_and(|only| only != fs);
-            if !elsewhere && is_selected(&selection, fs.name(), subject) {
-                found.push((fs, case));
+            if is_selected(&selection, fs.name(), subject) {
+                let only =
+                    case.only.filter(|only| *only != fs).map(|only| format!("only on {only}"));
+                let why = only.or_else(|| case.needs.lacking().map(str::to_owned));
+                found.push((fs, case, why));
             }
         }
     }
     found
 }
 
-/// Each ignored case with its reason, which `cargo xtask conformance` puts into its table.
+/// What `cargo xtask conformance` puts into its table besides the cases' results.
 fn tell_what_is_not_applicable(arguments: &Arguments) {
+    println!("kernel: Linux {}", hsm_agent::sys::probe::kernel_release());
     let wanted = |name: &str| {
         arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
             && !arguments.skip.iter().any(|skip| name.contains(skip.as_str()))
     };
-    for (fs, case) in selected() {
+    for (fs, case, why) in selected() {
         let name = format!("{fs}::{}", case.name);
-        if let Some(why) = case.needs.lacking().filter(|_| wanted(&name)) {
+        if let Some(why) = why.filter(|_| wanted(&name)) {
             println!("not applicable: {name}: {why}");
         }
     }
