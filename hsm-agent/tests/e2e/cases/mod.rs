@@ -21,6 +21,7 @@ mod remote;
 mod subvolumes;
 mod syscalls;
 mod ways;
+mod workloads;
 
 /// Lists cases: `name`, `name with configure`, `name; needs Something`, `name; only Xfs`.
 macro_rules! cases {
@@ -55,6 +56,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
     let lists = [
         ("reading", reading::CASES),
         ("copying", copying::CASES),
+        ("workloads", workloads::CASES),
         ("programs", programs::CASES),
         ("mapping", mapping::CASES),
         ("syscalls", syscalls::CASES),
