@@ -46,13 +46,18 @@ const RUST_SRC: (&str, &str) = ("trixie-backports", "1.95.0+dfsg1-2~bpo13+1");
 
 /// Builds both.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    build(options.release)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The kernel programs, and `hsm` with them inside.
+pub(crate) fn build(release: bool) -> Result<()> {
     programs()?;
     step("building hsm with its kernel programs inside", || {
         let mut build = cargo();
         build.args(["build", "--quiet", "--package", "hsm-agent", "--bin", "hsm"]);
-        must(if options.release { build.arg("--release") } else { &mut build })
-    })?;
-    Ok(ExitCode::SUCCESS)
+        must(if release { build.arg("--release") } else { &mut build })
+    })
 }
 
 /// Builds the kernel programs; the object's path.

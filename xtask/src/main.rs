@@ -10,6 +10,8 @@ use clap::{Parser, Subcommand};
 
 mod apt;
 mod bench;
+mod build_and_load;
+mod conformance;
 mod demo;
 mod ebpf;
 mod kernel;
@@ -35,10 +37,14 @@ enum Task {
     Demo(demo::Options),
     /// Runs everything: unit, property, conformance, S3, fuzz targets, end-to-end
     Test(suites::Options),
+    /// Runs every paragraph of docs/SEMANTICS.md on every tier and file system, and writes the table
+    Conformance(conformance::Options),
     /// Measures archive, release and recall against cp
     Bench(bench::Options),
     /// Builds the kernel programs, and hsm with them inside
     Build(ebpf::Options),
+    /// Builds everything, tries the kernel programs on the running kernel, and tells what it lacks
+    BuildAndLoad(build_and_load::Options),
     /// Boots a guest and runs the end-to-end suite, a command or a shell in it
     Vm(vm::Options),
     /// Builds the guest's kernel
@@ -63,8 +69,10 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suites::run(&options),
+        Task::Conformance(options) => conformance::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Build(options) => ebpf::run(&options),
+        Task::BuildAndLoad(options) => build_and_load::run(&options),
         Task::Vm(options) => vm::run(&options),
         Task::Kernel(options) => kernel::run(&options),
         Task::Setup => setup::everything().map(|()| ExitCode::SUCCESS),

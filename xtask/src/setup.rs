@@ -30,6 +30,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("setfattr", "attr"),
     ("setfacl", "acl"),
     ("rsync", "rsync"),
+    ("qemu-img", "qemu-utils"),
     ("tar", "tar"),
     ("grep", "grep"),
     ("find", "findutils"),

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use hsm_lab::Tier;
 use serde_json::Value;
 
 use crate::process::{cargo, root, tee};
@@ -185,12 +186,12 @@ const LSM_FILTER_CASES: &str =
 /// an hour without KVM: `cargo xtask vm --tier T --fs F` runs any part of it in full.
 fn guest(options: &Options, report: &mut Report) -> Result<()> {
     let parts = [
-        (GUARD, "guest: kernel programs alone", vm::Tier::LsmFilter, ""),
-        ("e2e", "guest: tier lsm-filter", vm::Tier::LsmFilter, LSM_FILTER_CASES),
+        (GUARD, "guest: kernel programs alone", Tier::LsmFilter, ""),
+        ("e2e", "guest: tier lsm-filter", Tier::LsmFilter, LSM_FILTER_CASES),
         (
             "e2e",
             "guest: tier user-filter",
-            vm::Tier::UserFilter,
+            Tier::UserFilter,
             "ext4:reading,xfs:syscalls,btrfs:modifying",
         ),
     ];
@@ -201,7 +202,7 @@ fn guest(options: &Options, report: &mut Report) -> Result<()> {
         let arguments = options.filter.iter().cloned().collect();
         let part = vm::Part { test, name, tier, arguments, selection: Some(selection) };
         let begin = Instant::now();
-        let verdict = match part.run(&vm::Machine::ordinary()) {
+        let verdict = match part.run(vm::Machine::ordinary()) {
             Ok(Some(Verdict::NotRun(_))) if options.filter.is_some() => continue,
             Ok(Some(verdict)) => verdict,
             Ok(None) => Verdict::NotRun("interrupted".to_owned()),

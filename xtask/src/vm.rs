@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
-use hsm_lab::FsKind;
+use hsm_lab::{FsKind, Tier};
 use hsm_machine::{Accel, Preempt};
 
 use crate::kernel::Series;
@@ -23,6 +23,7 @@ mod command;
 mod guest;
 mod suite;
 
+pub(crate) use binaries::example;
 pub(crate) use guest::{Guest, job};
 pub(crate) use suite::Part;
 
@@ -31,6 +32,7 @@ pub(crate) use suite::Part;
 #[command(after_help = "Examples:\n  \
     cargo xtask vm                             # the whole suite, all file systems\n  \
     cargo xtask vm --fs xfs -- cat_reads       # some cases on XFS\n  \
+    cargo xtask vm --tier mark-filter          # on the kernel with the project's patches\n  \
     cargo xtask vm --debug --preempt full      # lockdep and friends\n  \
     cargo xtask vm run -- uname -a             # any command, in the project's directory\n  \
     cargo xtask vm shell                       # a shell; Ctrl-D ends it, Ctrl-A X kills it\n\n\
@@ -41,8 +43,9 @@ pub(crate) struct Options {
     what: Option<What>,
     #[command(flatten)]
     machine: Machine,
-    /// The way in which the agent gets between a file and its reader
-    #[arg(long, value_enum, default_value_t = Tier::UserFilter)]
+    /// The way in which the agent gets between a file and its reader (user-filter, lsm-filter; mark-filter,
+    /// which needs the patched kernel)
+    #[arg(long, default_value_t = Tier::UserFilter)]
     tier: Tier,
     /// Only on this file system (ext4, xfs, btrfs)
     #[arg(long)]
@@ -75,7 +78,7 @@ enum What {
 }
 
 /// Which guest.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct Machine {
     /// Processors of the guest
     #[arg(long, global = true, default_value_t = 2)]
@@ -83,9 +86,9 @@ pub(crate) struct Machine {
     /// Memory of the guest, in MiB
     #[arg(long, global = true, default_value_t = 2048)]
     memory: u32,
-    /// The kernel: as Debian ships it, or with the project's patches
-    #[arg(long, global = true, value_enum, default_value_t = Series::Stock)]
-    kernel: Series,
+    /// The kernel: as Debian ships it, or with the project's patches. By default what the tier needs
+    #[arg(long, global = true, value_enum)]
+    kernel: Option<Series>,
     /// The kernel that checks itself (lockdep, RCU, sleeping in atomic context)
     #[arg(long, global = true)]
     debug: bool,
@@ -127,25 +130,6 @@ impl From<AccelOption> for Accel {
     }
 }
 
-/// How the agent gets between a file and its reader.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Tier {
-    /// fanotify only; a stock kernel
-    UserFilter,
-    /// Kernel programs; a stock kernel with BPF LSM
-    LsmFilter,
-}
-
-impl Tier {
-    /// As configuration files say it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::UserFilter => "user-filter",
-            Self::LsmFilter => "lsm-filter",
-        }
-    }
-}
-
 impl Machine {
     /// Two processors, the stock kernel.
     pub(crate) fn ordinary() -> Self {
@@ -157,7 +141,7 @@ impl Machine {
         Self {
             smp: 1,
             memory: 2048,
-            kernel: Series::Stock,
+            kernel: None,
             debug: false,
             preempt: None,
             icount: true,
@@ -168,9 +152,29 @@ impl Machine {
         }
     }
 
+    /// Two processors and this kernel.
+    pub(crate) fn with_kernel(series: Series) -> Self {
+        Self { kernel: Some(series), ..Self::ordinary() }
+    }
+
+    /// This machine with the kernel that a tier needs, unless somebody chose one.
+    pub(crate) fn for_tier(self, tier: Tier) -> Self {
+        let needed = if tier == Tier::MarkFilter { Series::Patched } else { Series::Stock };
+        Self { kernel: Some(self.kernel.unwrap_or(needed)), ..self }
+    }
+
+    fn series(&self) -> Series {
+        self.kernel.unwrap_or(Series::Stock)
+    }
+
     fn job_limit(&self) -> Duration {
         Duration::from_secs(self.limit * 60)
     }
+}
+
+/// Runs a command in a guest; its exit code is the guest's.
+pub(crate) fn command(machine: &Machine, command: &[String]) -> Result<ExitCode> {
+    command::run(machine, None, command)
 }
 
 /// Runs what was asked for.

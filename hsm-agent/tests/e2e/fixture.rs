@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hsm_lab::agent::{Kept, Manager, Watchdog};
 use hsm_lab::hsm::Report;
-use hsm_lab::{Agent, Content, FsKind, Hsm, LoopFs, Output, PoolConfig, Run, loopfs, patience};
+use hsm_lab::{
+    Agent, Content, FsKind, Hsm, LoopFs, Output, PoolConfig, Run, Tier, loopfs, patience,
+};
 
 /// After this the agent is killed; every case is far below it on a slow machine.
 const WATCHDOG: Duration = Duration::from_secs(150);
@@ -52,10 +54,12 @@ const XATTR_BLOCKS: u64 = 16;
 pub(crate) enum Needs {
     /// Any tier will do.
     Anything,
-    /// Kernel programs, and tier lsm-filter.
-    LsmFilter,
-    /// A watch on the whole file system, which only the other tiers have.
+    /// Kernel programs that guard the files, whether the agent lives or not.
+    Programs,
+    /// A watch on the whole file system.
     WholeWatch,
+    /// Files that are open while they are offline.
+    Ranges,
     /// The test guest: its kernel is nobody else's.
     Guest,
 }
@@ -64,14 +68,22 @@ impl Needs {
     /// Whether this run has it: a tier that is only the agent's choice is not enough, or a case
     /// might pass without what it is about.
     pub(crate) fn are_met(self) -> bool {
-        let tier = std::env::var(hsm_lab::config::TIER_VARIABLE);
-        let filter = tier.is_ok_and(|tier| tier == "lsm-filter");
-        match self {
-            Self::Anything => true,
-            Self::LsmFilter => filter,
-            Self::WholeWatch => !filter,
-            Self::Guest => Path::new(GUEST_DIR).is_dir(),
-        }
+        self.lacking().is_none()
+    }
+
+    /// Why this run does not have it.
+    pub(crate) fn lacking(self) -> Option<&'static str> {
+        let tier = Tier::of_this_run();
+        let (met, why) = match self {
+            Self::Anything => (true, ""),
+            Self::Programs => (tier.has_programs(), "no kernel programs guard the files"),
+            Self::WholeWatch => {
+                (!tier.recalls_at_open(), "recall at open: no watch on the whole file system")
+            }
+            Self::Ranges => (!tier.recalls_at_open(), "recall at open: no ranges"),
+            Self::Guest => (Path::new(GUEST_DIR).is_dir(), "only in the test guest"),
+        };
+        (!met).then_some(why)
     }
 }
 
@@ -217,7 +229,7 @@ impl Pool {
     /// Does what the kernel programs let nobody do: without them, and without the agent, which puts
     /// them back when it is started (again, if it ran).
     pub(crate) fn unguarded<T>(&mut self, tamper: impl FnOnce() -> Result<T>) -> Result<T> {
-        if !Needs::LsmFilter.are_met() {
+        if !Needs::Programs.are_met() {
             return tamper();
         }
         let running = self.agent.is_some();

@@ -13,8 +13,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hsm_lab::sandbox::{self, Role};
-use hsm_lab::{FsKind, census};
+use hsm_lab::{FsKind, Tier, census};
 use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::fixture::Case;
 
 mod cases;
 mod document;
@@ -52,15 +54,16 @@ fn refuse() -> ExitCode {
 }
 
 fn run(mut arguments: Arguments, dir: &Path) -> ExitCode {
+    tell_what_is_not_applicable(&arguments);
     // Each pool has an agent and several programs of its own; more only makes them wait.
     arguments.test_threads.get_or_insert(2);
     let conclusion = libtest_mimic::run(&arguments, trials(dir));
     if conclusion.num_ignored > 0 {
         eprintln!(
-            "{} CASES DID NOT RUN: they need another tier than this run's (HSM_TIER=lsm-filter where \
-             the kernel has it, `cargo xtask vm --tier lsm-filter` in a guest; HSM_TIER=user-filter), \
-             or the guest",
-            conclusion.num_ignored
+            "{} CASES DID NOT RUN: they need another tier than {} (HSM_TIER=TIER where the kernel has \
+             it, `cargo xtask vm --tier TIER` in a guest), or the guest; the lines above say why",
+            conclusion.num_ignored,
+            Tier::of_this_run()
         );
     }
     let left = census::leftovers_after(dir, Duration::from_secs(5));
@@ -90,19 +93,47 @@ fn trials(dir: &Path) -> Vec<Trial> {
     let mut trials = vec![Trial::test("semantics_document_matches_the_cases", || {
         document::check(&cases::names()).map_err(Failed::from)
     })];
-    let selection = std::env::var(SELECTION).unwrap_or_default();
-    for fs in FsKind::ALL {
-        for (subject, case) in cases::all() {
-            let elsewhere = case.only.is_some_and(|only| only != fs);
-            if elsewhere || !is_selected(&selection, fs.name(), subject) {
-                continue;
-            }
-            let dir = dir.to_path_buf();
-            let trial = Trial::test(format!("{fs}::{}", case.name), move || {
-                fixture::run(&case, fs, &dir).map_err(|error| Failed::from(format!("{error:#}")))
-            });
-            trials.push(trial.with_ignored_flag(!case.needs.are_met()));
+    for (fs, case, why) in selected() {
+        if case.only.is_some_and(|only| only != fs) {
+            continue;
         }
+        let dir = dir.to_path_buf();
+        let trial = Trial::test(format!("{fs}::{}", case.name), move || {
+            fixture::run(&case, fs, &dir).map_err(|error| Failed::from(format!("{error:#}")))
+        });
+        trials.push(trial.with_ignored_flag(why.is_some()));
     }
     trials
+}
+
+/// Each case, and why it is not applicable here, if so.
+fn selected() -> Vec<(FsKind, Case, Option<String>)> {
+    let selection = std::env::var(SELECTION).unwrap_or_default();
+    let mut found = Vec::new();
+    for fs in FsKind::ALL {
+        for (subject, case) in cases::all() {
+            if is_selected(&selection, fs.name(), subject) {
+                let only =
+                    case.only.filter(|only| *only != fs).map(|only| format!("only on {only}"));
+                let why = only.or_else(|| case.needs.lacking().map(str::to_owned));
+                found.push((fs, case, why));
+            }
+        }
+    }
+    found
+}
+
+/// What `cargo xtask conformance` puts into its table besides the cases' results.
+fn tell_what_is_not_applicable(arguments: &Arguments) {
+    println!("kernel: Linux {}", hsm_agent::sys::probe::kernel_release());
+    let wanted = |name: &str| {
+        arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+            && !arguments.skip.iter().any(|skip| name.contains(skip.as_str()))
+    };
+    for (fs, case, why) in selected() {
+        let name = format!("{fs}::{}", case.name);
+        if let Some(why) = why.filter(|_| wanted(&name)) {
+            println!("not applicable: {name}: {why}");
+        }
+    }
 }

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Names the tier that pools in the lab insist on; without it the agent chooses.
-pub const TIER_VARIABLE: &str = "HSM_TIER";
+use crate::tier;
 
 /// A pool called `lab`, by default with a local store. The lists hold further lines of TOML for each table.
 #[derive(Debug, Clone, Default)]
@@ -45,7 +44,7 @@ impl PoolConfig {
             mount: mount.to_path_buf(),
             store: dir.join("store"),
             bpf_dir: bpf_dir(dir),
-            tier: std::env::var(TIER_VARIABLE).ok().filter(|tier| !tier.is_empty()),
+            tier: std::env::var(tier::VARIABLE).ok().filter(|tier| !tier.is_empty()),
             log: std::env::var("HSM_LAB_LOG").unwrap_or_else(|_| "info".to_owned()),
             ..Self::default()
         }
@@ -59,16 +58,6 @@ impl PoolConfig {
     /// The agent's state directory.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.join("state")
-    }
-
-    /// The tier to ask for. What a case configures may be possible in tier user-filter only.
-    fn tier(&self) -> Option<&str> {
-        let needs_user_filter =
-            |line: &String| ["recall = \"range\"", "early_answer = true"].contains(&line.as_str());
-        match &self.tier {
-            Some(_) if self.pool.iter().any(needs_user_filter) => Some("user-filter"),
-            tier => tier.as_deref(),
-        }
     }
 
     /// Removes the kernel programs that an agent left pinned, as it does on purpose.
@@ -97,7 +86,7 @@ impl PoolConfig {
             "\n[[pool]]\nname = \"lab\"".to_owned(),
             format!("mount = {}", quoted(&self.mount)),
         ]);
-        lines(self.tier().map(|tier| format!("tier = {tier:?}")).as_slice());
+        lines(self.tier.as_ref().map(|tier| format!("tier = {tier:?}")).as_slice());
         lines(&self.pool);
         lines(&["\n[pool.store]".to_owned()]);
         let local = ["kind = \"local\"".to_owned(), format!("path = {}", quoted(&self.store))];
@@ -132,7 +121,6 @@ mod tests {
         config.tier = Some("lsm-filter".into());
         assert!(config.render().contains("\ntier = \"lsm-filter\"\n"));
         config.pool.push("recall = \"range\"".into());
-        assert!(config.render().contains("\ntier = \"user-filter\"\n"));
         config.store_options.push("retries = 1".into());
         let text = config.render();
         let at = |needle: &str| text.find(needle).unwrap();

@@ -8,6 +8,7 @@
 //!   hsm        the command line, its JSON read back
 //!   run        any other program, with a time limit
 //!   content    what the bytes must be
+//!   tier       which tier all of this is about
 //!   pace       how patient all of this is
 //! ```
 //!
@@ -25,6 +26,7 @@ pub mod pace;
 pub mod run;
 pub mod sandbox;
 pub mod stats;
+pub mod tier;
 
 pub use agent::Agent;
 pub use config::PoolConfig;
@@ -33,3 +35,4 @@ pub use hsm::Hsm;
 pub use loopfs::{FsKind, LoopFs};
 pub use pace::patience;
 pub use run::{Output, Run};
+pub use tier::Tier;

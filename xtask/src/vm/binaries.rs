@@ -36,24 +36,33 @@ pub(crate) fn test(name: &str) -> Result<PathBuf> {
     step(&format!("building hsm and its test {name}"), || {
         let mut command = cargo();
         command.args(["test", "--no-run", "--quiet", "--package", "hsm-agent", "--test", name]);
-        command.arg("--message-format=json-render-diagnostics");
+        executable(&mut command, name)
+    })
+}
+
+/// An example of `hsm-agent`.
+pub(crate) fn example(name: &str) -> Result<PathBuf> {
+    step(&format!("building {name}"), || {
+        let mut command = cargo();
+        command.args(["build", "--quiet", "--package", "hsm-agent", "--example", name]);
         executable(&mut command, name)
     })
 }
 
 fn executable(command: &mut Command, name: &str) -> Result<PathBuf> {
-    let output = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
+    command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output = command.output().context("starting cargo")?;
     if !output.status.success() {
-        bail!("cargo test --no-run: {}", output.status);
+        bail!("building {name}: {}", output.status);
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    let found = text.lines().find_map(|line| test_executable(line, name));
-    let found = found.with_context(|| format!("cargo built no test called {name}"))?;
+    let found = text.lines().find_map(|line| program_of(line, name));
+    let found = found.with_context(|| format!("cargo built no program called {name}"))?;
     Ok(Path::new(&found).to_path_buf())
 }
 
-/// A line of cargo's messages about a test's program.
-fn test_executable(line: &str, name: &str) -> Option<String> {
+/// A line of cargo's messages about this program.
+fn program_of(line: &str, name: &str) -> Option<String> {
     let message: Value = serde_json::from_str(line).ok()?;
     let is = |at: &str| message.pointer(at).and_then(Value::as_str);
     (is("/reason")? == "compiler-artifact" && is("/target/name")? == name)
@@ -71,8 +80,8 @@ mod tests {
                 r#"{{"reason":"compiler-artifact","target":{{"name":"{name}"}},"executable":"/t/{name}"}}"#
             )
         };
-        assert_eq!(test_executable(&line("e2e"), "e2e").as_deref(), Some("/t/e2e"));
-        assert_eq!(test_executable(&line("hsm"), "e2e"), None);
-        assert_eq!(test_executable(r#"{"reason":"build-finished"}"#, "e2e"), None);
+        assert_eq!(program_of(&line("e2e"), "e2e").as_deref(), Some("/t/e2e"));
+        assert_eq!(program_of(&line("hsm"), "e2e"), None);
+        assert_eq!(program_of(r#"{"reason":"build-finished"}"#, "e2e"), None);
     }
 }

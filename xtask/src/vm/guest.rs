@@ -39,7 +39,7 @@ impl<'a> Guest<'a> {
     /// Builds and installs what is missing.
     pub(crate) fn new(machine: &'a Machine) -> Result<Self> {
         let qemu = setup::qemu()?;
-        let kernel = kernel::ensure(Flavour { series: machine.kernel, debug: machine.debug })?;
+        let kernel = kernel::ensure(Flavour { series: machine.series(), debug: machine.debug })?;
         let init = binaries::init()?;
         let vm = Vm {
             qemu,

@@ -4,13 +4,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use hsm_lab::FsKind;
+use hsm_lab::{FsKind, Tier};
 use hsm_machine::run::Output;
 use hsm_machine::{End, Outcome};
 
 use super::command::{INTERRUPTED, pass_through};
 use super::guest::{self, Guest};
-use super::{Machine, Options, Tier, binaries};
+use super::{Machine, Options, binaries};
 use crate::ebpf;
 use crate::report::{Report, Verdict, count};
 use crate::setup;
@@ -26,7 +26,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         selection: None,
     };
     let begin = Instant::now();
-    let Some(verdict) = part.run(&options.machine)? else {
+    let Some(verdict) = part.run(options.machine.clone())? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
     let mut report = Report::default();
@@ -51,11 +51,21 @@ pub(crate) struct Part<'a> {
 
 impl Part<'_> {
     /// Runs it in a guest. `None`: interrupted.
-    pub(crate) fn run(&self, machine: &Machine) -> Result<Option<Verdict>> {
-        if self.tier == Tier::LsmFilter {
+    pub(crate) fn run(&self, machine: Machine) -> Result<Option<Verdict>> {
+        self.run_telling(machine, &mut |_| {})
+    }
+
+    /// [`run`](Self::run); shows each line of the suite's output to `each`.
+    pub(crate) fn run_telling(
+        &self,
+        machine: Machine,
+        each: &mut dyn FnMut(&str),
+    ) -> Result<Option<Verdict>> {
+        if self.tier.has_programs() {
             ebpf::programs()?;
         }
-        let mut guest = Guest::new(machine)?;
+        let machine = machine.for_tier(self.tier);
+        let mut guest = Guest::new(&machine)?;
         let suite = binaries::test(self.test)?;
         let mut command = vec![suite.display().to_string()];
         command.extend(self.arguments.iter().cloned());
@@ -65,15 +75,18 @@ impl Part<'_> {
         job.env.push(("HSM_REQUIRE_LSM".to_owned(), "1".to_owned()));
         job.env.extend(self.selection.map(|part| ("HSM_CASES".to_owned(), part.to_owned())));
         println!("\n==> {}: the same suite as on the host, under a kernel of its own", self.name);
-        let mut counts = Counts::default();
+        let (mut sum, mut lines) = ((0, 0), Lines::default());
         let outcome = guest.run(&job, None, &mut |which, bytes| {
             pass_through(which, bytes);
             if which == Output::Stdout {
-                counts.bytes(bytes);
+                lines.bytes(bytes, &mut |line| {
+                    count(line, &mut sum);
+                    each(line);
+                });
             }
         })?;
         println!("==> guest: {}", guest.explain(&outcome));
-        Ok((!guest.interrupted()).then(|| verdict(&outcome, counts.sum)))
+        Ok((!guest.interrupted()).then(|| verdict(&outcome, sum)))
     }
 }
 
@@ -103,18 +116,17 @@ fn arguments(fs: Option<FsKind>, filter: Option<&str>) -> Vec<String> {
     arguments
 }
 
-/// Counts result lines, which may come in pieces.
+/// Lines, which may come in pieces.
 #[derive(Default)]
-struct Counts {
-    sum: (u64, u64),
+struct Lines {
     line: Vec<u8>,
 }
 
-impl Counts {
-    fn bytes(&mut self, bytes: &[u8]) {
+impl Lines {
+    fn bytes(&mut self, bytes: &[u8], each: &mut dyn FnMut(&str)) {
         for byte in bytes {
             if *byte == b'\n' {
-                count(&String::from_utf8_lossy(&self.line), &mut self.sum);
+                each(&String::from_utf8_lossy(&self.line));
                 self.line.clear();
             } else {
                 self.line.push(*byte);
@@ -138,10 +150,10 @@ mod tests {
 
     #[test]
     fn results_that_come_in_pieces_are_counted() {
-        let mut counts = Counts::default();
+        let (mut sum, mut lines) = ((0, 0), Lines::default());
         for piece in ["test a ... ok\ntest resu", "lt: ok. 3 passed; 1 fai", "led; 0 ignored\n"] {
-            counts.bytes(piece.as_bytes());
+            lines.bytes(piece.as_bytes(), &mut |line| count(line, &mut sum));
         }
-        assert_eq!(counts.sum, (3, 1));
+        assert_eq!(sum, (3, 1));
     }
 }

@@ -21,6 +21,7 @@ mod remote;
 mod subvolumes;
 mod syscalls;
 mod ways;
+mod workloads;
 
 /// Lists cases: `name`, `name with configure`, `name; needs Something`, `name; only Xfs`.
 macro_rules! cases {
@@ -47,7 +48,7 @@ use cases;
 
 /// Every case, with the name of its subject.
 pub(crate) fn all() -> impl Iterator<Item = (&'static str, Case)> {
-    let guarded = guarded::CASES.iter().map(|case| Case { needs: Needs::LsmFilter, ..*case });
+    let guarded = guarded::CASES.iter().map(|case| Case { needs: Needs::Programs, ..*case });
     anywhere().chain(guarded.map(|case| ("guarded", case)))
 }
 
@@ -55,6 +56,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
     let lists = [
         ("reading", reading::CASES),
         ("copying", copying::CASES),
+        ("workloads", workloads::CASES),
         ("programs", programs::CASES),
         ("mapping", mapping::CASES),
         ("syscalls", syscalls::CASES),

@@ -162,7 +162,7 @@ fn wait_for_the_agent(pool: &mut Pool, nfs: &Nfs, files: &[Sample]) -> Result<()
     let reader = waiting(nfs, slow)?;
     ensure!(pool.agent()?.kill_engine() == 1, "no engine was killed");
     slow.content.check_bytes(&reader.finish()?.stdout)?;
-    if !Needs::LsmFilter.are_met() {
+    if !Needs::Programs.are_met() {
         // Nobody guards the files without the holder.
         return Ok(());
     }

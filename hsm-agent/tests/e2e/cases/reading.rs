@@ -32,12 +32,12 @@ cases! {
         config.pool.push("recall = \"range\"".into());
         config.pool.push("range_programs = [\"*\"]".into());
         config.pool.push("range_min_size = \"1MiB\"".into());
-    },
+    }; needs Ranges,
     range_recall_is_only_for_the_named_programs with |config| {
         config.pool.push("recall = \"range\"".into());
         config.pool.push("range_programs = [\"/usr/bin/no-such-program\"]".into());
         config.pool.push("range_min_size = \"1MiB\"".into());
-    },
+    }; needs Ranges,
 }
 
 fn cat_reads_identical_bytes(pool: &mut Pool) -> Result<()> {

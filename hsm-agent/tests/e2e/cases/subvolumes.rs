@@ -44,7 +44,7 @@ fn subvolumes_with_the_same_inode_numbers_are_told_apart(pool: &mut Pool) -> Res
     b.check()?;
     pool.offline(&a.path)?;
     b.check()?;
-    if Needs::LsmFilter.are_met() {
+    if Needs::Programs.are_met() {
         kill_agent(pool)?;
         b.check()?;
         c.check()?;
@@ -75,7 +75,7 @@ fn snapshots_of_offline_files_are_files_of_their_own(pool: &mut Pool) -> Result<
     offline.check()?;
     pool.sh("printf more >> \"$1\"", [&offline.path])?;
     pool.offline(&offline.path)?;
-    if Needs::LsmFilter.are_met() {
+    if Needs::Programs.are_met() {
         kill_agent(pool)?;
         early.check()?;
         for file in [&late, &frozen] {

@@ -24,11 +24,11 @@ use crate::fixture::Pool;
 cases! {
     every_way_leads_to_the_bytes,
     every_way_survives_the_death_of_the_engine,
-    without_an_agent_no_way_leads_to_an_offline_file; needs LsmFilter,
-    a_killed_agent_in_the_middle_of_a_recall_lets_nobody_through; needs LsmFilter,
+    without_an_agent_no_way_leads_to_an_offline_file; needs Programs,
+    a_killed_agent_in_the_middle_of_a_recall_lets_nobody_through; needs Programs,
     a_kept_watch_stops_every_way_when_both_processes_die with |config| {
         config.keeps = true;
-    }; needs LsmFilter,
+    }; needs Programs,
 }
 
 /// What a way does when it gets through.
