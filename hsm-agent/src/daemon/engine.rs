@@ -23,6 +23,7 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::config::{Config, ConfigError, PoolConfig};
 use crate::control::server::{BindError, ControlSocket, ServerOptions, serve};
 use crate::core::Inflight;
+use crate::failpoint::{Point, reach};
 use crate::holder::protocol::EventFrame;
 use crate::intercept::{Interceptor, LsmFilter, Tier, UserFilter, choose};
 use crate::marker::Attributes;
@@ -160,6 +161,7 @@ impl Engine {
         for pool in &config.pools {
             watched.push(Watched::begin(config, pool, link, &programs)?);
         }
+        reach(Point::RecoverWatched);
         // Only now, with our own watch in place, may an orphan of an earlier agent go.
         let lock = lock.take_over()?;
         let mut pools = Vec::new();
@@ -174,6 +176,7 @@ impl Engine {
             orphaned: CancellationToken::new(),
             _lock: lock,
         };
+        reach(Point::RecoverOpened);
         engine.start_event_threads(runtime)?;
         for pool in &engine.pools {
             let failed =
