@@ -13,6 +13,7 @@ use super::waiters::{Waiting, Who};
 use super::work::Priority;
 use crate::config::RecallMode;
 use crate::core::{Access, Effect, Event, Job, Look, Recalled, Ticket, Want};
+use crate::failpoint::{Point, reach};
 use crate::holder::protocol::EventFrame;
 use crate::intercept::Tier;
 use crate::marker::{InodeFd, MarkerState};
@@ -24,6 +25,7 @@ impl Pool {
     /// Somebody waits in the kernel.
     pub fn take_event(self: &Arc<Self>, frame: EventFrame, fd: OwnedFd) {
         add(&self.metrics.events, 1);
+        reach(Point::EventTaken);
         let fd = Arc::new(fd);
         let key = match handle::of_fd(&*fd) {
             Ok(key) => key,
@@ -303,9 +305,11 @@ impl Pool {
         if verdict != Verdict::Allow {
             add(&self.metrics.denials, 1);
         }
+        reach(Point::EventAnswering);
         if let Err(error) = self.link.answer(frame, verdict) {
             tracing::error!(%error, "the holder does not take answers");
         }
+        reach(Point::EventAnswered);
     }
 
     /// Denies one waiter.

@@ -24,6 +24,7 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::config::{Config, ConfigError, PoolConfig};
 use crate::control::server::{BindError, ControlSocket, ServerOptions, serve};
 use crate::core::Inflight;
+use crate::failpoint::{Point, reach};
 use crate::holder::protocol::EventFrame;
 use crate::intercept::{Able, Interceptor, LsmFilter, Tier, UserFilter, choose};
 use crate::marker::Attributes;
@@ -161,6 +162,7 @@ impl Engine {
         for pool in &config.pools {
             watched.push(Watched::begin(config, pool, link, &programs)?);
         }
+        reach(Point::RecoverWatched);
         // Only now, with our own watch in place, may an orphan of an earlier agent go.
         let lock = lock.take_over()?;
         let mut pools = Vec::new();
@@ -175,6 +177,7 @@ impl Engine {
             orphaned: CancellationToken::new(),
             _lock: lock,
         };
+        reach(Point::RecoverOpened);
         engine.start_event_threads(runtime)?;
         engine.prove_watches()?;
         for pool in &engine.pools {

@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::pending::{Origin, Unanswered};
 use super::protocol::EventFrame;
 use super::shared::Shared;
+use crate::failpoint::{Point, reach};
 use crate::sys::fanotify::{EVENT_BUFFER, Event, EventMask, Group, Verdict, events, take_event_fd};
 
 /// Readers per group to begin with.
@@ -123,12 +124,19 @@ fn one(shared: &Shared, number: u32, event: &Event) {
         return;
     }
     let unanswered = Unanswered::new(frame(number, event, &fd), fd, Origin::Fanotify);
-    if is_own(shared, event.pid) {
+    let own = is_own(shared, event.pid);
+    if !own {
+        // Nobody but the dead knows this event's number: the sentinel, or whoever takes the group
+        // over, denies every number that there can be.
+        reach(Point::HolderRead);
+    }
+    if own {
         shared.answer(unanswered, Verdict::Allow);
     } else if shared.is_denying() || shared.pending().len() >= shared.capacity {
         shared.answer(unanswered, Verdict::Deny(libc::EAGAIN));
     } else {
         shared.pending().insert(unanswered);
+        reach(Point::HolderListed);
     }
 }
 

@@ -17,6 +17,7 @@ use super::protocol::{ToEngine, ToHolder};
 use super::shared::Shared;
 use super::watchdog::{Look, Watchdog};
 use super::{reader, requests};
+use crate::failpoint::{Point, reach};
 use crate::sys::fanotify::{Class, Group, GroupOptions};
 use crate::sys::process::raise_descriptor_limit;
 use crate::sys::signal::SignalFd;
@@ -158,7 +159,11 @@ impl Holder<'_> {
                 Ok(Some((ToHolder::Answer { id, verdict }, _))) => {
                     let event = self.shared.pending().remove(id);
                     match event {
-                        Some(event) => self.shared.answer(event, verdict),
+                        Some(event) => {
+                            reach(Point::HolderAnswering);
+                            self.shared.answer(event, verdict);
+                            reach(Point::HolderAnswered);
+                        }
                         None => tracing::warn!(id, "the engine answered an event that nobody has"),
                     }
                 }

@@ -10,6 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::pending::{Origin, Pending, Unanswered};
 use super::protocol::ToEngine;
 use super::requests::Programs;
+use crate::failpoint::{Point, reach};
 use crate::sys::fanotify::{Group, Verdict};
 
 /// What readers, main loop and engine starter have in common.
@@ -78,7 +79,10 @@ impl Shared {
         let mut pending = self.pending();
         while let Some(event) = pending.next_unsent() {
             match ToEngine::Event(event.frame).send(&*engine, Some(event.fd.as_fd())) {
-                Ok(()) => pending.sent(),
+                Ok(()) => {
+                    pending.sent();
+                    reach(Point::HolderSent);
+                }
                 Err(error) => {
                     if error.kind() != io::ErrorKind::WouldBlock {
                         // ETOOMANYREFS passes with time; a dead engine is replaced.
