@@ -12,8 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
-
 use super::pending::{Origin, Unanswered};
 use super::protocol::EventFrame;
 use super::shared::Shared;
@@ -62,8 +60,7 @@ impl Readers {
     fn start_spare_ones(self: &Arc<Self>) {
         let mut count = READERS;
         while count < MAX_READERS {
-            let mut queued = [PollFd::new(&*self.group, PollFlags::IN)];
-            let _ = poll(&mut queued, None);
+            let _ = self.group.wait();
             let before = self.reads.load(Ordering::Relaxed);
             std::thread::sleep(STALLED);
             let stalled = self.reads.load(Ordering::Relaxed) == before;
@@ -81,10 +78,19 @@ impl Readers {
     fn read_for_ever(&self) {
         let mut buf = [0u8; EVENT_BUFFER];
         loop {
+            let turn = self.shared.turns.begin();
             let result = self.group.read(&mut buf);
             self.reads.fetch_add(1, Ordering::Relaxed);
-            match result {
-                Ok(n) => take(&self.shared, self.number, &buf[..n]),
+            if let Ok(n) = result {
+                take(&self.shared, self.number, &buf[..n]);
+            }
+            drop(turn);
+            let waited = match result {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.group.wait(),
+                other => other.map(drop),
+            };
+            match waited {
+                Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     // EMFILE and ENFILE: the kernel denied that event itself. Others wait for

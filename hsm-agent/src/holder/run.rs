@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
+use super::end::{Ending, Numbers};
 use super::engine::Engine;
 use super::keep;
 use super::protocol::{ToEngine, ToHolder};
@@ -226,7 +227,7 @@ impl Holder<'_> {
     }
 
     fn make_group(&self, name: String, class: Class) -> io::Result<usize> {
-        let group = Arc::new(Group::new(GroupOptions { class, nonblock: false })?);
+        let group = Arc::new(Group::new(GroupOptions { class, nonblock: true })?);
         keep::keep(&group);
         let mut groups = self.shared.groups();
         groups.push((name, Arc::clone(&group)));
@@ -344,16 +345,17 @@ impl Holder<'_> {
         }
     }
 
-    /// Ends the watch without letting anybody through: first no new event can come into being,
-    /// then whatever has been queued is denied, and only then the group goes (the kernel allows
-    /// what waits in a group that is closed).
+    /// Ends the watch without letting anybody through ([`super::end`]). Afterwards the process may end.
     fn leave(&self) {
         self.shared.denying.store(true, Ordering::SeqCst);
         self.shared.deny_all(libc::EAGAIN);
-        for (name, group) in self.shared.groups().iter() {
-            end_watch(name, group, || self.shared.deny_all(libc::EAGAIN));
+        // Readers that deny look the group up.
+        let groups = self.shared.groups().clone();
+        for (name, group) in &groups {
+            let turns = &self.shared.turns;
+            let ending = Ending { name, group, turns, numbers: Numbers::Own };
+            ending.deny_all(|| self.shared.deny_all(libc::EAGAIN), |_| false);
         }
-        self.shared.deny_all(libc::EAGAIN);
     }
 }
 
@@ -366,38 +368,4 @@ fn done(engine: &impl AsFd, result: &io::Result<()>) {
     if let Err(error) = (ToEngine::Done { errno }).send(engine, None) {
         tracing::error!(%error, "the engine does not hear");
     }
-}
-
-/// Before a group goes, which would let pass whoever waits in it: no new event comes into being, and the
-/// threads that read the group (they deny by now) have emptied its queue. A group that fails closed
-/// stays on guard when it is closed: nothing is to be done.
-pub fn end_watch(name: &str, group: &Group, deny: impl Fn()) {
-    if group.fails_closed() {
-        return;
-    }
-    // First the whole file system: ignore marks must not go before what they are taken from.
-    let flushed = group.flush_filesystem_marks().and_then(|()| group.flush_inode_marks());
-    if let Err(error) = flushed {
-        tracing::error!(%error, name, "the watch could not be ended");
-    }
-    if let Err(error) = drain(group, deny) {
-        tracing::error!(%error, name, "the event queue could not be emptied");
-    }
-}
-
-fn drain(group: &Group, deny: impl Fn()) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while rustix::io::ioctl_fionread(group)? > 0 && Instant::now() < deadline {
-        deny();
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    if rustix::io::ioctl_fionread(group)? > 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "it is not read; who waits there will pass",
-        ));
-    }
-    // A reader may be between its read and its answer.
-    std::thread::sleep(Duration::from_millis(20));
-    Ok(())
 }

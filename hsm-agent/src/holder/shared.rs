@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::end::Turns;
 use super::pending::{Origin, Pending, Unanswered};
 use super::protocol::ToEngine;
 use super::requests::Programs;
@@ -18,6 +19,8 @@ use crate::sys::fanotify::{Group, Verdict};
 pub(super) struct Shared {
     pub(super) pending: Mutex<Pending>,
     pub(super) groups: Mutex<Vec<(String, Arc<Group>)>>,
+    /// Readers that have not yet answered or noted down what they read.
+    pub(super) turns: Turns,
     /// The kernel programs, if they are served.
     pub(super) programs: Programs,
     /// Our end of the socket pair with the present engine.
@@ -42,6 +45,7 @@ impl Shared {
         Ok(Self {
             pending: Mutex::default(),
             groups: Mutex::default(),
+            turns: Turns::new(),
             programs: Programs::default(),
             engine: Mutex::default(),
             engine_pid: AtomicI32::new(0),

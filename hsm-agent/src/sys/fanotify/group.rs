@@ -5,6 +5,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+
 use super::abi::{self, EventMask, Verdict};
 use crate::sys::check;
 
@@ -174,6 +177,19 @@ impl Group {
     /// Reads events into `buf`; returns the bytes. The descriptors inside belong to the caller.
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::io::read(&self.fd, buf)?)
+    }
+
+    /// Waits until an event is queued.
+    pub fn wait(&self) -> io::Result<()> {
+        let mut queued = [PollFd::new(&self.fd, PollFlags::IN)];
+        poll(&mut queued, None)?;
+        Ok(())
+    }
+
+    /// Whether an event is queued.
+    pub fn has_events(&self) -> bool {
+        let mut queued = [PollFd::new(&self.fd, PollFlags::IN)];
+        matches!(poll(&mut queued, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(n) if n > 0)
     }
 
     /// Answers the permission event that was delivered with descriptor number `event_fd`.
