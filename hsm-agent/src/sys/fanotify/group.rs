@@ -19,6 +19,9 @@ pub const EVENT_BUFFER: usize = 48;
 pub enum Class {
     /// Permission and pre-content events; event descriptors are read-only.
     PreContent,
+    /// The same for a kernel with our patches; when the group is closed, its watches of whole file
+    /// systems stay and deny. `EINVAL` on other kernels.
+    FailClosed,
     /// Notifications only; event descriptors are read-write and, like all event descriptors,
     /// raise no events themselves.
     NotifyReadWrite,
@@ -54,6 +57,7 @@ impl Group {
     pub fn new(options: GroupOptions) -> io::Result<Self> {
         let class = match options.class {
             Class::PreContent => abi::CLASS_PRE_CONTENT | abi::REPORT_FD_ERROR,
+            Class::FailClosed => abi::CLASS_PRE_CONTENT | abi::REPORT_FD_ERROR | abi::FAIL_CLOSED,
             // An event descriptor must never wait for somebody's lease: O_NONBLOCK below.
             Class::NotifyReadWrite => abi::CLASS_NOTIF | abi::REPORT_FD_ERROR,
         };
@@ -62,7 +66,7 @@ impl Group {
             | libc::O_CLOEXEC
             | libc::O_NOATIME
             | match options.class {
-                Class::PreContent => libc::O_RDONLY,
+                Class::PreContent | Class::FailClosed => libc::O_RDONLY,
                 Class::NotifyReadWrite => libc::O_RDWR | libc::O_NONBLOCK,
             };
         let flags = class | block | abi::CLOEXEC | abi::UNLIMITED_QUEUE | abi::UNLIMITED_MARKS;
@@ -85,6 +89,13 @@ impl Group {
     /// Marks the whole file system that `target` is on.
     pub fn watch_filesystem(&self, target: BorrowedFd<'_>, mask: EventMask) -> io::Result<()> {
         self.mark(abi::MARK_ADD | abi::MARK_FILESYSTEM, mask, MarkTarget::Fd(target))
+    }
+
+    /// Marks the whole file system that `target` is on; the group's BPF filter decides what becomes an
+    /// event. `ENOLINK`: the group has no filter. `EINVAL`: the kernel knows no filters.
+    pub fn filter_filesystem(&self, target: BorrowedFd<'_>, mask: EventMask) -> io::Result<()> {
+        let flags = abi::MARK_ADD | abi::MARK_FILESYSTEM | abi::MARK_FILTER;
+        self.mark(flags, mask, MarkTarget::Fd(target))
     }
 
     /// Takes the mark of the whole file system away.
