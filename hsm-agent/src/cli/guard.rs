@@ -164,6 +164,7 @@ struct Report {
     current: Option<bool>,
     programs: Vec<String>,
     file_systems: Vec<FileSystem>,
+    filters: Vec<String>,
     server: Option<u32>,
     waiting: usize,
     counters: serde_json::Map<String, serde_json::Value>,
@@ -188,6 +189,7 @@ impl Report {
             current: status.current,
             programs: status.programs.clone(),
             file_systems: status.covered.iter().map(file_system).collect(),
+            filters: status.filters.iter().map(|(name, _)| name.clone()).collect(),
             server: status.server,
             waiting: status.waiting,
             counters: status.counters.iter().map(|(name, n)| (name.into(), n.into())).collect(),
@@ -219,6 +221,10 @@ fn status(context: &Context, agent: &AgentConfig) -> Result<Exit, Failure> {
     out.line(format!("served by {server}; {} accesses wait", report.waiting))?;
     for fs in &report.file_systems {
         out.line(format!("covers {} ({})", fs.uuid, fs.mode))?;
+    }
+    for (name, links) in &status.filters {
+        let links = if *links == 1 { String::new() } else { format!(" ({links} links)") };
+        out.line(format!("filters the mark of {name}{links}"))?;
     }
     for path in &report.leftovers {
         out.line(format!("left over: {path}"))?;
