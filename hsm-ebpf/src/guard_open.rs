@@ -81,11 +81,12 @@ fn is_unseen(file: File) -> bool {
     file.is_emptied() || file.is_beneath()
 }
 
-/// The mark asks about each access, or refuses it if its group is gone. What it cannot see waits here until
+/// The mark asks about each access, or refuses it if its group is gone. Then nobody serves either, and who
+/// opens the file is better told at once. What the mark cannot see waits here until
 /// the file is online, and until that is durable.
 #[inline(always)]
 fn mark(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
-    if !sb.is_content_watched() {
+    if !sb.is_content_watched() || !coverage::is_served() {
         count(Counter::DeniedUnwatched);
         return -EAGAIN;
     }

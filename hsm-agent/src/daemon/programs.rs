@@ -131,6 +131,13 @@ impl Programs {
         }
     }
 
+    /// Whether nobody can have an offline file of this file system open whom our mark does not ask: since the
+    /// programs are there, each was opened under such a mark.
+    pub(super) fn opens_were_marked(&self, usable: &Result<Uuid, String>) -> bool {
+        let (Some(maps), Ok(uuid)) = (&self.maps, usable) else { return false };
+        maps.covered().is_ok_and(|covered| covered.contains(&(*uuid, bpf::Mode::Mark)))
+    }
+
     /// From now on the programs act on the file system of `root`, if they are `usable` there. Its
     /// watch is in place.
     pub(super) fn cover(

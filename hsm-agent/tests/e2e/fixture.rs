@@ -56,6 +56,8 @@ pub(crate) enum Needs {
     Anything,
     /// Kernel programs that guard the files, whether the agent lives or not.
     Programs,
+    /// A filter on the file system's own mark: tier mark-filter.
+    Filter,
     /// A watch on the whole file system.
     WholeWatch,
     /// Files that are open while they are offline.
@@ -77,6 +79,7 @@ impl Needs {
         let (met, why) = match self {
             Self::Anything => (true, ""),
             Self::Programs => (tier.has_programs(), "no kernel programs guard the files"),
+            Self::Filter => (tier == Tier::MarkFilter, "no filter on a mark"),
             Self::WholeWatch => {
                 (!tier.recalls_at_open(), "recall at open: no watch on the whole file system")
             }

@@ -7,6 +7,7 @@ mod files;
 mod guarded;
 mod luck;
 mod mapping;
+mod marked;
 mod metadata;
 mod modifying;
 mod mounts;
@@ -49,7 +50,9 @@ use cases;
 /// Every case, with the name of its subject.
 pub(crate) fn all() -> impl Iterator<Item = (&'static str, Case)> {
     let guarded = guarded::CASES.iter().map(|case| Case { needs: Needs::Programs, ..*case });
-    anywhere().chain(guarded.map(|case| ("guarded", case)))
+    let marked = marked::CASES.iter().map(|case| Case { needs: Needs::Filter, ..*case });
+    let guarded = guarded.map(|case| ("guarded", case));
+    anywhere().chain(guarded).chain(marked.map(|case| ("marked", case)))
 }
 
 fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
