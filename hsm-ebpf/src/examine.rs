@@ -7,7 +7,7 @@ use crate::marker::Marker;
 use crate::object::{Inode, SuperBlock};
 use crate::task;
 use crate::verdict::{Look, Verdict};
-use crate::wait::{Answer, EAGAIN, ask};
+use crate::wait::{Answer, EAGAIN, ask, want};
 
 /// A file of a covered file system that is not known to be online, and whom it is refused to.
 #[derive(Clone, Copy)]
@@ -52,6 +52,19 @@ impl Suspect {
             Mode::Filter if self.marker == Marker::Present => -EAGAIN,
             Mode::Filter => self.query(),
         }
+    }
+
+    /// The hook's result where fanotify may have asked nobody at all: in guard mode, too, a marker that is
+    /// there refuses.
+    #[inline(always)]
+    pub fn verdict_of_a_change(self) -> i32 {
+        if self.marker == Marker::Present { -EAGAIN } else { self.verdict() }
+    }
+
+    /// Has the file recalled, and does not wait.
+    #[inline(always)]
+    pub fn want(self) {
+        want(self.inode, self.sb);
     }
 
     #[inline(always)]
