@@ -2,9 +2,10 @@
 
 use hsm_common::filter::KIND_QUERY;
 
+use crate::asked;
 use crate::coverage::{self, Mode};
 use crate::marker::Marker;
-use crate::object::{Inode, SuperBlock};
+use crate::object::{File, Inode, SuperBlock};
 use crate::task;
 use crate::verdict::{Look, Verdict};
 use crate::wait::{Answer, EAGAIN, ask, want};
@@ -52,6 +53,16 @@ impl Suspect {
             Mode::Filter if self.marker == Marker::Present => -EAGAIN,
             Mode::Filter => self.query(),
         }
+    }
+
+    /// The hook's result at the end of an open: in guard mode the agent that answers for it must be the one that
+    /// did when it began.
+    #[inline(always)]
+    pub fn verdict_of_an_open(self, file: File) -> i32 {
+        if self.mode == Mode::Guard && !asked::is_remembered(file) {
+            return -EAGAIN;
+        }
+        self.verdict()
     }
 
     /// The hook's result where fanotify may have asked nobody at all: in guard mode, too, a marker that is

@@ -27,7 +27,7 @@ pub fn guard_post_open(context: LsmContext) -> i32 {
         return 0;
     }
     let Some(suspect) = examine(file.inode(), || marker::of_file(file)) else { return 0 };
-    let result = suspect.verdict();
+    let result = suspect.verdict_of_an_open(file);
     if result != 0 {
         count(Counter::DeniedPostOpen);
     }

@@ -5,8 +5,8 @@
 //! fanotify only when fanotify will ask somebody about it, and is otherwise refused with `EAGAIN`.
 //!
 //! One file per program; what they share is in [`object`] (kernel structures), [`task`] (who asks),
-//! [`marker`], [`verdict`], [`coverage`], [`examine`] (all of these), [`passed`] (between the two
-//! programs of an open) and [`wait`] (asking the agent).
+//! [`marker`], [`verdict`], [`coverage`], [`examine`] (all of these), [`passed`] and [`asked`] (between
+//! the two programs of an open) and [`wait`] (asking the agent).
 //!
 //! The invariant of every program: a pass needs a reason (verdict, absent marker, exemption, a
 //! watch that will be asked, the agent's word). Whatever fails on the way, refuses.
@@ -15,6 +15,7 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "bpfel has no AtomicU64::fetch_add; the intrinsic has")]
 
+mod asked;
 mod atomic;
 mod counters;
 mod coverage;

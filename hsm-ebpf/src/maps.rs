@@ -7,6 +7,7 @@ use hsm_common::filter::{
     UUID_CLASSES, Uuid, Wait,
 };
 
+use crate::asked::Asked;
 use crate::task_storage::TaskStorage;
 
 /// Covered file systems.
@@ -20,6 +21,10 @@ pub static CLASSES: Array<u64, { UUID_CLASSES as usize }> = Array::new();
 /// What processes are trusted with.
 #[btf_map]
 pub static TRUSTED: TaskStorage<Trust> = TaskStorage::new();
+
+/// Opens of marked files that passed in guard mode. Not pinned: each set of programs minds its own.
+#[btf_map]
+pub static ASKED: TaskStorage<Asked> = TaskStorage::new();
 
 /// Who serves requests.
 #[btf_map]

@@ -80,8 +80,7 @@ pub fn ask(inode: Inode, sb: SuperBlock, kind: u32) -> Answer {
         count(Counter::DeniedFull);
         return Answer::Nobody;
     }
-    let answer =
-        if submit(id, inode, sb, kind) { wait(id, inode, kind) } else { Answer::Nobody };
+    let answer = if submit(id, inode, sb, kind) { wait(id, inode, kind) } else { Answer::Nobody };
     // From here on a late answer finds no entry.
     let _ = WAITS.remove(&id);
     answer

@@ -121,9 +121,16 @@ impl Programs {
         let marker = marker.iter().copied().take_while(|b| *b != 0).collect::<Vec<u8>>();
         let marker = CString::new(marker).map_err(io::Error::other)?;
         let mut covered = self.covered();
+        let known = covered.iter().any(|c| c.uuid == uuid && c.number == number);
         covered.retain(|c| c.uuid != uuid);
         covered.push(Covered { uuid, device, number, group, root, marker });
-        Ok(())
+        drop(covered);
+        match self.maps.get() {
+            // An open that began before this watch was in place may have found somebody else's: it is to
+            // find another serial number when it is through.
+            Some(maps) if !known => maps.serve(std::process::id()).map_err(io::Error::other),
+            _ => Ok(()),
+        }
     }
 
     /// Answers a request that went to the engine.

@@ -49,6 +49,7 @@ cases! {
     truncation_of_online_files_needs_no_agent,
     truncation_without_a_path_has_the_file_recalled,
     guard_mode_needs_watch_and_server,
+    a_server_that_was_not_asked_does_not_vouch,
     unreadable_files_are_asked_about,
     fiemap_of_a_marked_file_is_refused,
     an_exemption_is_not_inherited,
@@ -463,6 +464,20 @@ fn guard_mode_needs_watch_and_server(lab: &Lab) -> Result<()> {
     server.kill();
     wait_for(|| Ok(lab.maps.server()?.is_none()))?;
     assert_errno(READ, &path, EAGAIN)
+}
+
+/// In guard mode: the agent dies while an opener waits for its answer, and a new one serves by the time that the open
+/// is through.
+fn a_server_that_was_not_asked_does_not_vouch(lab: &Lab) -> Result<()> {
+    let (marked, online) = (lab.marked("marked")?, lab.file("online")?);
+    lab.cover(Mode::Guard)?;
+    let _server = lab.serve("successor", &marked)?;
+    for turn in 1..=3 {
+        assert_errno(READ, &marked, EAGAIN)?;
+        assert_count(lab, Counter::DeniedPostOpen, turn)?;
+        assert_errno(READ, &online, 0)?;
+    }
+    Ok(())
 }
 
 /// Whoever may write but not read cannot have the marker read in his name.
