@@ -291,6 +291,11 @@ impl Pool {
         self.agent.take().context("no agent runs")
     }
 
+    /// Puts an agent that was taken out back.
+    pub(crate) fn put_agent(&mut self, agent: Agent) {
+        self.agent = Some(agent);
+    }
+
     /// The managed file system.
     pub(crate) fn fs(&mut self) -> &mut LoopFs {
         &mut self.fs

@@ -3,6 +3,7 @@
 use crate::fixture::{Case, Needs};
 
 mod copying;
+mod failpoints;
 mod files;
 mod guarded;
 mod luck;
@@ -71,6 +72,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("luck", luck::CASES),
         ("remote", remote::CASES),
         ("processes", processes::CASES),
+        ("failpoints", failpoints::CASES),
         ("ways", ways::CASES),
         ("nfs", nfs::CASES),
         ("subvolumes", subvolumes::CASES),
