@@ -14,6 +14,7 @@ pub mod config;
 pub mod control;
 pub mod core;
 pub mod daemon;
+pub mod failpoint;
 pub mod holder;
 pub mod intercept;
 pub mod marker;

@@ -11,6 +11,10 @@ use hsm_agent::{daemon, holder};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // The process by which the agent proves its watch: as little in it as can be.
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == daemon::CANARY) {
+        return daemon::canary();
+    }
     cli::main(Daemon { run_holder, run_engine })
 }
 

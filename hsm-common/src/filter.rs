@@ -13,9 +13,11 @@ use core::mem::{offset_of, size_of};
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::resident::Resident;
+
 /// Version of everything in this module. It is part of the pin directory's name: programs and an
 /// agent of different versions never share a map.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The read-only global of type `u64` that holds the [`FINGERPRINT`] of the object.
 pub const LAYOUT: &str = "LAYOUT";
@@ -44,6 +46,7 @@ pub const FINGERPRINT: u64 = {
         size_of::<Server>(),
         size_of::<Cached>(),
         size_of::<Coverage>(),
+        size_of::<Resident>(),
     ];
     at = 0;
     while at < sizes.len() {
@@ -85,6 +88,21 @@ pub const VERDICTS: &str = "VERDICTS";
 pub const COUNTERS: &str = "COUNTERS";
 /// Array of one `u64`: the number of the last request.
 pub const NUMBERS: &str = "NUMBERS";
+/// Inode storage of a `u64`, whose presence counts: the marker is gone, but that is not durable, and the
+/// agent is to be asked as before.
+///
+/// The agent sets it before it removes the marker, and deletes it when the removal is durable. It is
+/// looked for after the marker was found absent, so that it costs an online file nothing, and before
+/// that is cached ([`Cached`]). No valid verdict "online" stands beside it: while the marker was set,
+/// none could be; the removal is counted, so that a look from before it caches nothing that is valid;
+/// and a look that began after the removal finds this entry, which was there first.
+///
+/// It goes with the inode: the agent keeps the file open meanwhile.
+pub const HELD: &str = "HELD";
+/// Inode storage of [`Resident`].
+pub const RESIDENT: &str = "RESIDENT";
+/// Array of 64 bytes: where the kernel puts a marker that nobody reads.
+pub const SCRATCH: &str = "SCRATCH";
 /// The read-only global of type [`Settings`].
 pub const SETTINGS: &str = "SETTINGS";
 
@@ -119,7 +137,7 @@ pub const fn class(uuid: &Uuid) -> u32 {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Coverage {
-    /// [`MODE_GUARD`] or [`MODE_FILTER`]. Any other value is treated as [`MODE_GUARD`].
+    /// [`MODE_GUARD`], [`MODE_FILTER`] or [`MODE_MARK`]. Any other value is treated as [`MODE_GUARD`].
     pub mode: u32,
 }
 
@@ -127,6 +145,10 @@ pub struct Coverage {
 pub const MODE_GUARD: u32 = 1;
 /// Ask the server for a watch.
 pub const MODE_FILTER: u32 = 2;
+/// A group that fails closed watches the content of the whole file system: pass what it is asked about,
+/// whether anybody serves or not, and refuse what it is not asked about. Ask the server to have a file
+/// recalled where no event would be raised in time: `O_TRUNC`, and opens by other file systems.
+pub const MODE_MARK: u32 = 3;
 
 /// What a process is trusted with. It belongs to the process's first thread in the kernel itself,
 /// which user space names by a pidfd: it cannot be forged, a child does not inherit it, another
@@ -328,7 +350,13 @@ pub struct Settings {
     pub offsets: Offsets,
     /// Zero: the number of offsets is odd.
     pub reserved: u32,
+    /// Numbers of the system calls that read a range of a file and are over then; [`ABSENT`] where there
+    /// are fewer.
+    pub reads: [u32; READS],
 }
+
+/// Room in [`Settings::reads`].
+pub const READS: usize = 10;
 
 /// A structure member that the running kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
@@ -376,6 +404,8 @@ offsets! {
     file_inode = "file.f_inode" needed,
     /// Open mode.
     file_mode = "file.f_mode" needed,
+    /// Flags of the open.
+    file_flags = "file.f_flags" needed,
     /// Mount and directory entry of the opened file.
     file_path = "file.f_path" needed,
     /// Inode number.
@@ -386,6 +416,8 @@ offsets! {
     inode_sb = "inode.i_sb" needed,
     /// Generation.
     inode_generation = "inode.i_generation" needed,
+    /// Size in bytes.
+    inode_size = "inode.i_size" needed,
     /// Events that somebody watches this inode for.
     inode_mask = "inode.i_fsnotify_mask" needed,
     /// Device number.
@@ -426,6 +458,10 @@ offsets! {
     pending_set = "sigpending.signal" needed,
     /// First byte of the process's arguments: an address that is mapped.
     mm_arg_start = "mm_struct.arg_start" needed,
+    /// Number of the system call, on x86.
+    regs_orig_ax = "pt_regs.orig_ax" optional,
+    /// Number of the system call, on arm64.
+    regs_syscallno = "pt_regs.syscallno" optional,
     /// The generic inode inside btrfs' own.
     btrfs_vfs_inode = "btrfs_inode.vfs_inode" optional,
     /// Subvolume of an inode.
@@ -508,6 +544,12 @@ counters! {
     Invalidated = "verdict_invalidated",
     /// Servers that ended.
     ServerGone = "server_gone",
+    /// Accesses to resident ranges of partial files that the filter let pass.
+    PassedResident = "access_passed_resident",
+    /// Opens and accesses that the filter gave to fanotify.
+    Notified = "filter_notified",
+    /// Of those: marker gone, and that not durable yet.
+    Held = "filter_held",
 }
 
 const _: () = {

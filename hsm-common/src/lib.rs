@@ -6,3 +6,4 @@
 pub mod chunk;
 pub mod filter;
 pub mod marker;
+pub mod resident;

@@ -1,6 +1,6 @@
 //! Which file systems the programs care about, and how.
 
-use hsm_common::filter::{MODE_FILTER, class};
+use hsm_common::filter::{MODE_FILTER, MODE_MARK, class};
 
 use crate::maps::{CLASSES, FILESYSTEMS, SERVER};
 use crate::object::{Inode, SuperBlock};
@@ -12,6 +12,8 @@ pub enum Mode {
     Guard,
     /// Ask for a watch.
     Filter,
+    /// Refuse what fanotify does not ask about.
+    Mark,
 }
 
 /// The mode of a file system; `None` when it is not covered.
@@ -27,6 +29,7 @@ pub fn of(sb: SuperBlock) -> Option<Mode> {
     // SAFETY: the value is read at once; entries are changed by the agent only.
     match unsafe { FILESYSTEMS.get(&uuid) } {
         Some(coverage) if coverage.mode == MODE_FILTER => Some(Mode::Filter),
+        Some(coverage) if coverage.mode == MODE_MARK => Some(Mode::Mark),
         Some(_) => Some(Mode::Guard),
         None => None,
     }

@@ -4,7 +4,7 @@ use hsm_common::filter::KIND_QUERY;
 
 use crate::coverage::{self, Mode};
 use crate::marker::Marker;
-use crate::object::{Inode, SuperBlock};
+use crate::object::{File, Inode, SuperBlock};
 use crate::task;
 use crate::verdict::{Look, Verdict};
 use crate::wait::{Answer, EAGAIN, ask};
@@ -35,23 +35,30 @@ pub fn examine(inode: Inode, read: impl FnOnce() -> Marker) -> Option<Suspect> {
         return None;
     }
     let (marker, look) = Look::take(inode, verdict, read);
-    if marker == Marker::Absent {
+    if marker.is_online() {
         return None;
     }
     Some(Suspect { inode, sb, mode, marker, look })
 }
 
 impl Suspect {
-    /// The hook's result where no watch helps: guard mode passes what an agent answers for; in
-    /// filter mode a marker that cannot be read is asked about, and one that is there refuses.
+    /// The hook's result where no watch helps: guard mode passes what an agent answers for; otherwise a
+    /// marker that cannot be read is asked about, and one that is there refuses.
     #[inline(always)]
     pub fn verdict(self) -> i32 {
         match self.mode {
             Mode::Guard if coverage::is_answered_for(self.sb) => 0,
             Mode::Guard => -EAGAIN,
-            Mode::Filter if self.marker == Marker::Present => -EAGAIN,
-            Mode::Filter => self.query(),
+            Mode::Filter | Mode::Mark if self.marker == Marker::Present => -EAGAIN,
+            Mode::Filter | Mode::Mark => self.query(),
         }
+    }
+
+    /// Whether each access through this open file is asked about by a mark, so that it may be open. A
+    /// file that was passed as online, and got its marker while it waited for a lease, is not.
+    #[inline(always)]
+    pub fn is_marked_for(self, file: File) -> bool {
+        self.mode == Mode::Mark && self.sb.is_content_watched() && file.is_asked_about()
     }
 
     #[inline(always)]

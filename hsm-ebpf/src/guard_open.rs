@@ -45,14 +45,13 @@ pub fn guard_open(context: LsmContext) -> i32 {
         return 0;
     }
     let (marker, look) = Look::take(inode, verdict, || marker::of_file(file));
-    match marker {
-        Marker::Absent => {
-            passage.remember(file);
-            count(Counter::PassedAbsent);
-            return 0;
-        }
-        Marker::Unreadable => count(Counter::Unreadable),
-        Marker::Present => {}
+    if marker.is_online() && !(marker == Marker::Held && mode == Mode::Mark && is_unseen(file)) {
+        passage.remember(file);
+        count(Counter::PassedAbsent);
+        return 0;
+    }
+    if marker == Marker::Unreadable {
+        count(Counter::Unreadable);
     }
     if file.is_silent() {
         count(Counter::DeniedSilent);
@@ -61,6 +60,7 @@ pub fn guard_open(context: LsmContext) -> i32 {
     match mode {
         Mode::Guard => guard(inode, sb),
         Mode::Filter => filter(file, sb, marker, look),
+        Mode::Mark => mark(file, sb, marker, look),
     }
 }
 
@@ -72,6 +72,38 @@ fn guard(inode: Inode, sb: SuperBlock) -> i32 {
     }
     count(Counter::DeniedUnwatched);
     -EAGAIN
+}
+
+/// Whether something happens to the file's content that no event of the open file tells: `O_TRUNC`, and
+/// mappings of another file system.
+#[inline(always)]
+fn is_unseen(file: File) -> bool {
+    file.is_emptied() || file.is_beneath()
+}
+
+/// The mark asks about each access, or refuses it if its group is gone. What it cannot see waits here until
+/// the file is online, and until that is durable.
+#[inline(always)]
+fn mark(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
+    if !sb.is_content_watched() {
+        count(Counter::DeniedUnwatched);
+        return -EAGAIN;
+    }
+    if !is_unseen(file) {
+        count(Counter::PassedWatched);
+        return 0;
+    }
+    match ask(file.inode(), sb, KIND_RECALL) {
+        Answer::Online => {
+            if marker == Marker::Unreadable {
+                look.end(Marker::Absent);
+            }
+            count(Counter::PassedAnswered);
+            0
+        }
+        Answer::Refuse(error) => error,
+        Answer::Watched | Answer::Nobody => -EAGAIN,
+    }
 }
 
 /// A watch that is there already may be somebody else's, a virus scanner's: the second check, in

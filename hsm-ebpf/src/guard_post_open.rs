@@ -5,6 +5,8 @@
 //! marked inode is refused. It catches the opener whose listener died (the kernel lets those
 //! pass), whose watch was somebody else's, and who waited for the lease of the release itself.
 //!
+//! In mark mode an open file on a marked inode is right if fanotify asks about its accesses.
+//!
 //! Where `guard_open` has let this very open pass and no marker was set since, there is nothing to
 //! look at again: see [`crate::passed`].
 
@@ -27,6 +29,9 @@ pub fn guard_post_open(context: LsmContext) -> i32 {
         return 0;
     }
     let Some(suspect) = examine(file.inode(), || marker::of_file(file)) else { return 0 };
+    if suspect.is_marked_for(file) {
+        return 0;
+    }
     let result = suspect.verdict();
     if result != 0 {
         count(Counter::DeniedPostOpen);

@@ -2,13 +2,14 @@
 //! changed, whoever did it, and before the system call returns to them.
 //!
 //! Whether the file system is covered does not matter: a verdict can be left from a time when it
-//! was.
+//! was. A marker that is set also ends what was known to be local: it may be that of another release.
 
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use hsm_common::filter::Counter;
 
 use crate::counters::count;
+use crate::maps::RESIDENT;
 use crate::marker::AttributeName;
 use crate::object::Dentry;
 use crate::passed;
@@ -20,10 +21,12 @@ use crate::verdict::Verdict;
 pub fn invalidate_set(context: LsmContext) -> i32 {
     let name = AttributeName::read(context.arg(1));
     // SAFETY: the hook's first argument.
-    changed(unsafe { Dentry::new(context.arg(0)) }, || name.is_state());
+    let dentry = unsafe { Dentry::new(context.arg(0)) };
+    changed(dentry, || name.is_state());
     // After the verdict: who reads the new generation finds the verdict invalid.
     if name.is_marker() {
         passed::forget_all();
+        nothing_is_resident(dentry);
     }
     0
 }
@@ -35,6 +38,13 @@ pub fn invalidate_removed(context: LsmContext) -> i32 {
     // SAFETY: the hook's first argument.
     changed(unsafe { Dentry::new(context.arg(0)) }, || AttributeName::read(name).is_state());
     0
+}
+
+#[inline(always)]
+fn nothing_is_resident(dentry: Dentry) {
+    let Some(inode) = dentry.inode() else { return };
+    // SAFETY: the inode is reached from the hook's argument. An error says that there was nothing.
+    let _ = unsafe { RESIDENT.delete(inode.as_ptr()) };
 }
 
 #[inline(always)]

@@ -4,6 +4,8 @@
 //! it is. An online file costs one look into its inode's storage; a marked one is let through to
 //! fanotify only when fanotify will ask somebody about it, and is otherwise refused with `EAGAIN`.
 //!
+//! The two of [`mark_filter`] decide which accesses fanotify asks about; whatever fails there, asks.
+//!
 //! One file per program; what they share is in [`object`] (kernel structures), [`task`] (who asks),
 //! [`marker`], [`verdict`], [`coverage`], [`examine`] (all of these), [`passed`] (between the two
 //! programs of an open) and [`wait`] (asking the agent).
@@ -27,6 +29,7 @@ mod guard_truncate;
 mod guard_xattr;
 mod invalidate;
 mod maps;
+mod mark_filter;
 mod marker;
 mod object;
 mod passed;

@@ -6,6 +6,7 @@ use hsm_common::filter::{
     Cached, Counter, Coverage, MAX_FILESYSTEMS, MAX_WAITS, RING_BYTES, Request, Server, Trust,
     UUID_CLASSES, Uuid, Wait,
 };
+use hsm_common::resident::Resident;
 
 use crate::task_storage::TaskStorage;
 
@@ -36,6 +37,14 @@ pub static WAITS: HashMap<u64, Wait, { MAX_WAITS as usize }> = HashMap::new();
 /// Cached verdicts.
 #[btf_map]
 pub static VERDICTS: InodeStorage<Cached> = InodeStorage::new();
+
+/// Files whose marker's removal is not durable.
+#[btf_map]
+pub static HELD: InodeStorage<u64> = InodeStorage::new();
+
+/// What is local of partial files.
+#[btf_map]
+pub static RESIDENT: InodeStorage<Resident> = InodeStorage::new();
 
 /// What happened.
 #[btf_map]

@@ -27,10 +27,20 @@ unsafe extern "C" {
 pub enum Marker {
     /// The file is online.
     Absent,
+    /// The file is online, and whoever wants to change it is to ask until that is durable.
+    Held,
     /// Data is missing, or something went wrong that is no proof of the contrary.
     Present,
     /// The caller has no right to read the file, and so we have none to look.
     Unreadable,
+}
+
+impl Marker {
+    /// Whether nothing is missing.
+    #[inline(always)]
+    pub fn is_online(self) -> bool {
+        matches!(self, Self::Absent | Self::Held)
+    }
 }
 
 /// The marker of an open file.

@@ -18,6 +18,14 @@ const S_IFREG: u16 = 0o100_000;
 /// `FS_OPEN_PERM` of `<linux/fsnotify_backend.h>`: somebody is asked about opens.
 const FS_OPEN_PERM: u32 = 0x0001_0000;
 
+/// `FS_PRE_ACCESS` of the same: somebody is asked about accesses to the content.
+const FS_PRE_ACCESS: u32 = 0x0010_0000;
+/// `FS_PRE_MODIFY` of the kernel's patches: somebody is told which of them may change it.
+const FS_PRE_MODIFY: u32 = 0x0020_0000;
+
+/// `O_TRUNC` of `<asm-generic/fcntl.h>`.
+const O_TRUNC: u32 = 0o1000;
+
 /// `FMODE_NONOTIFY` of `<linux/fs.h>`.
 const FMODE_NONOTIFY: u32 = 1 << 25;
 /// `FMODE_NONOTIFY_PERM` of `<linux/fs.h>`.
@@ -111,6 +119,22 @@ impl File {
         let mode: u32 = self.get(setting!(offsets.file_mode));
         mode & (FMODE_NONOTIFY | FMODE_NONOTIFY_PERM) == FMODE_NONOTIFY
     }
+
+    /// Whether fanotify asks about accesses to the content of this open file: decided between the two
+    /// programs of an open, for good.
+    #[inline(always)]
+    pub fn is_asked_about(self) -> bool {
+        let mode: u32 = self.get(setting!(offsets.file_mode));
+        let silent = mode & (FMODE_NONOTIFY | FMODE_NONOTIFY_PERM);
+        silent == 0 || silent == FMODE_NONOTIFY | FMODE_NONOTIFY_PERM
+    }
+
+    /// Whether the open empties the file. fanotify does not ask about that.
+    #[inline(always)]
+    pub fn is_emptied(self) -> bool {
+        let flags: u32 = self.get(setting!(offsets.file_flags));
+        flags & O_TRUNC != 0
+    }
 }
 
 impl File {
@@ -186,6 +210,12 @@ impl Inode {
         self.get(setting!(offsets.inode_ino))
     }
 
+    /// Size in bytes.
+    #[inline(always)]
+    pub fn size(self) -> u64 {
+        self.get(setting!(offsets.inode_size))
+    }
+
     /// Generation.
     #[inline(always)]
     pub fn generation(self) -> u32 {
@@ -232,6 +262,23 @@ impl SuperBlock {
     pub fn is_watched(self) -> bool {
         let mask: u32 = self.get(setting!(offsets.sb_mask));
         mask & FS_OPEN_PERM != 0
+    }
+
+    /// Whether somebody is asked about accesses to the content of its files, and told which of them
+    /// are changes: only agents want to know that. (A stock listener's mark does not count, which goes
+    /// when the listener does. Another agent's would, but it has a file system of its own.)
+    #[inline(always)]
+    pub fn is_content_watched(self) -> bool {
+        const BOTH: u32 = FS_PRE_ACCESS | FS_PRE_MODIFY;
+        let mask: u32 = self.get(setting!(offsets.sb_mask));
+        mask & BOTH == BOTH
+    }
+
+    /// Whether events say that an access may change the content.
+    #[inline(always)]
+    pub fn tells_modifications(self) -> bool {
+        let mask: u32 = self.get(setting!(offsets.sb_mask));
+        mask & FS_PRE_MODIFY != 0
     }
 
     /// Whether this is an XFS.

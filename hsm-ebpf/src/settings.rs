@@ -24,11 +24,11 @@ pub static LAYOUT: u64 = FINGERPRINT;
 
 /// Reads one field of [`SETTINGS`].
 macro_rules! setting {
-    ($($field:ident).+) => {{
+    ($($field:tt)+) => {{
         // SAFETY: `SETTINGS` is initialised, and lives for ever.
         unsafe {
             ::core::ptr::read_volatile(
-                &raw const (*$crate::settings::SETTINGS.as_ptr()).$($field).+
+                &raw const (*$crate::settings::SETTINGS.as_ptr()).$($field)+
             )
         }
     }};

@@ -2,9 +2,11 @@
 
 use aya_ebpf::bindings::task_struct;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::{bpf_copy_from_user_task, bpf_get_current_task_btf};
+use aya_ebpf::helpers::generated::{
+    bpf_copy_from_user_task, bpf_get_current_task_btf, bpf_task_pt_regs,
+};
 
-use hsm_common::filter::{TRUST_EXEMPT, Trust};
+use hsm_common::filter::{ABSENT, READS, TRUST_EXEMPT, Trust};
 
 use crate::maps::TRUSTED;
 use crate::settings::setting;
@@ -99,6 +101,28 @@ impl Task {
         let shared: *const u8 = self.get(setting!(offsets.task_signal));
         let shared: u64 = read(shared, setting!(offsets.signal_pending) + set);
         (own | shared) & !blocked != 0
+    }
+
+    /// Whether the thread is in a system call that reads a range of a file and is over then. A mapping
+    /// is not: it can grow (`mremap`) without an event, to what is not local.
+    #[inline(always)]
+    pub fn is_reading(self) -> bool {
+        // SAFETY: a trusted pointer; the result is one to the thread's registers.
+        let registers = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) } as *const u8;
+        let number = if setting!(offsets.regs_orig_ax) != ABSENT {
+            read::<u64>(registers, setting!(offsets.regs_orig_ax)) as u32
+        } else if setting!(offsets.regs_syscallno) != ABSENT {
+            read::<u32>(registers, setting!(offsets.regs_syscallno))
+        } else {
+            ABSENT
+        };
+        let mut found = false;
+        let mut at = 0;
+        while at < READS {
+            found |= setting!(reads[at]) == number;
+            at += 1;
+        }
+        found && number != ABSENT && !self.is_kernel()
     }
 
     /// Lets others run: reads a byte of the caller's arguments. The copy takes the address

@@ -5,7 +5,7 @@ use core::ptr::null_mut;
 use hsm_common::filter::{Cached, VERDICT_MARKED, VERDICT_ONLINE};
 
 use crate::atomic;
-use crate::maps::VERDICTS;
+use crate::maps::{HELD, VERDICTS};
 use crate::marker::Marker;
 use crate::object::Inode;
 
@@ -75,6 +75,7 @@ impl Verdict {
 /// A look at an inode's marker whose outcome may be cached: holds the `seq` from before.
 #[derive(Clone, Copy)]
 pub struct Look {
+    inode: Inode,
     cached: *mut Cached,
     seq: u64,
 }
@@ -86,8 +87,7 @@ impl Look {
     pub fn take(inode: Inode, verdict: Verdict, read: impl FnOnce() -> Marker) -> (Marker, Self) {
         let look = Self::begin(inode);
         let marker = if verdict.is_marked() { Marker::Present } else { read() };
-        look.end(marker);
-        (marker, look)
+        (look.end(marker), look)
     }
 
     /// Reads `seq`. To be called before anybody looks at the marker.
@@ -95,26 +95,35 @@ impl Look {
     fn begin(inode: Inode) -> Self {
         let Verdict(cached) = Verdict::create(inode);
         if cached.is_null() {
-            return Self { cached: null_mut(), seq: 0 };
+            return Self { inode, cached: null_mut(), seq: 0 };
         }
         // SAFETY: the storage lives as long as the inode. The load is done before the marker is
         // read: the file system's lock around its attributes is released after it.
         let seq = unsafe { (&raw const (*cached).seq).read_volatile() };
-        Self { cached, seq }
+        Self { inode, cached, seq }
     }
 
-    /// Stores what was seen.
+    /// Stores what was seen, unless the agent wants to be asked all the same. Looks for that after
+    /// the marker: see `hsm_common::filter::HELD`.
     #[inline(always)]
-    pub fn end(self, marker: Marker) {
+    pub fn end(self, marker: Marker) -> Marker {
         let verdict = match marker {
+            Marker::Absent if self.is_held() => return Marker::Held,
             Marker::Absent => VERDICT_ONLINE,
             Marker::Present => VERDICT_MARKED,
-            Marker::Unreadable => return,
+            Marker::Unreadable | Marker::Held => return marker,
         };
         if !self.cached.is_null() {
             let word = Cached::word(self.seq, verdict);
             // SAFETY: the storage lives as long as the inode; the word is written whole.
             unsafe { (&raw mut (*self.cached).word).write_volatile(word) };
         }
+        marker
+    }
+
+    #[inline(always)]
+    fn is_held(self) -> bool {
+        // SAFETY: as in `Verdict::peek`.
+        !unsafe { HELD.get_ptr_mut(self.inode.as_ptr()) }.is_null()
     }
 }

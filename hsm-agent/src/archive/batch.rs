@@ -16,6 +16,7 @@ use crate::daemon::dispatch::Claim;
 use crate::daemon::metrics::add;
 use crate::daemon::outcome::{Candidate, FileOutcome, Stop};
 use crate::daemon::pool::{Pool, now_ns};
+use crate::failpoint::{Point, reach};
 use crate::marker::{ArchivedCopy, InodeFd, PolicyFlags, Record, Seen};
 use crate::recall::store_reason;
 use crate::release::same_content;
@@ -146,6 +147,7 @@ fn acquire(
     let generation =
         inode::generation(&*fd).map_err(|e| FileOutcome::io("the file has no generation", &e))?;
     let id = ObjectId::random_in(shard);
+    reach(Point::ArchiveLeased);
     let (record, names) = (seen.record.unwrap_or_default(), seen.others);
     let file = Ready { lease, fd, stat, generation, id, record, names, _claim: claim };
     if vouch_again(pool, candidate, &file) {
@@ -197,11 +199,13 @@ fn store_all(
             return ready.into_iter().map(failed).collect();
         }
     };
+    reach(Point::ArchiveIntended);
     let one = |(i, file): &(usize, Ready)| {
         if stop() { Err(FileOutcome::not_begun()) } else { upload(pool, &batch[*i], file) }
     };
     let uploaded: Vec<_> = ready.iter().map(one).collect();
     let flushed = flush(pool);
+    reach(Point::ArchiveFlushed);
     let mut catalogue = Batch::default();
     let mut outcomes = Vec::new();
     for (((index, file), uploaded), intent) in ready.into_iter().zip(uploaded).zip(intents) {
@@ -215,6 +219,7 @@ fn store_all(
     if let Err(error) = pool.catalog.commit(&catalogue) {
         tracing::warn!(%error, "catalogue not updated; the next start will");
     }
+    reach(Point::ArchiveCommitted);
     outcomes
 }
 
@@ -240,7 +245,9 @@ fn upload(pool: &Pool, candidate: &Candidate, file: &Ready) -> Result<(), FileOu
         UploadError::Read(_) | UploadError::Encode(_) => {
             FileOutcome::failed(Reason::Io, e.to_string())
         }
-    })
+    })?;
+    reach(Point::ArchiveStored);
+    Ok(())
 }
 
 fn store_failed(error: &StoreError) -> FileOutcome {
@@ -261,7 +268,9 @@ fn verify(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
     }
     let read_back =
         async { ObjectReader::open(Arc::clone(&pool.store), file.id).await?.verify_all().await };
-    pool.runtime.block_on(read_back).map_err(|e| store_failed(&e))
+    pool.runtime.block_on(read_back).map_err(|e| store_failed(&e))?;
+    reach(Point::ArchiveVerified);
+    Ok(())
 }
 
 /// The lease has held all the time and the version is the same: the object is this data.
@@ -277,7 +286,9 @@ fn write_record(pool: &Pool, candidate: &Candidate, file: &Ready) -> Result<File
     if !now.version(file.generation).same_data_times(&version) {
         return Err(changed());
     }
+    // The object is durable. A crash after this finds the intent, and in the record the object's name.
     pool.attributes.set_record(InodeFd::Open(file.fd.as_fd()), &record)?;
+    reach(Point::ArchiveRecorded);
     // ctime as our own write of the record left it, seen before anybody could write: while it
     // stays so, the data is unchanged.
     let after = inode::stat(&*file.fd).map_err(io)?;
@@ -338,6 +349,8 @@ fn give_up(pool: &Pool, file: &Ready, intent: IntentId, catalogue: &mut Batch) {
         Some(store) => store.delete(&key),
         None => pool.runtime.block_on(pool.store.delete(&key)),
     };
+    // A crash here finds the intent of an object that does not exist: it is retired in vain.
+    reach(Point::ArchiveUndone);
     match deleted {
         Ok(()) => catalogue.finished.push(intent),
         // The intent stays: the next start tries again.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::core::ObjectId;
 use crate::daemon::pool::Pool;
+use crate::failpoint::{Point, reach};
 use crate::release::read_full;
 use crate::store::object::{
     EncodeError, Extent, FileAttributes, MIN_CHUNK_SHIFT, ObjectEncoder, chunk_shift_for,
@@ -119,6 +120,7 @@ impl Upload<'_> {
                 return Err(UploadError::Changed);
             }
             sink.write(self.pool, encoder.encode_chunk(index, &buf)?)?;
+            reach(Point::ArchiveChunk);
         }
         let end = encoder.finish(attributes, extents)?;
         Ok(sink.write(self.pool, &end)?)

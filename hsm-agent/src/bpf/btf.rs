@@ -105,6 +105,21 @@ impl<'base> Btf<'base> {
         })
     }
 
+    /// Type id and size in bytes of a structure.
+    pub fn structure(&self, name: &str) -> Option<(u32, u32)> {
+        self.find(kind::STRUCT, name).map(|(id, ty)| (id, ty.of)).next()
+    }
+
+    /// Which of a structure's members, counted from zero, has this name.
+    pub fn member_index(&self, structure: &str, member: &str) -> Option<u32> {
+        let (_, ty) = self.find(kind::STRUCT, structure).next()?;
+        let place = (0..ty.len()).position(|number| {
+            let name = word(&self.bytes, ty.rest + number * 12);
+            name.is_some_and(|name| self.is_named(name, member.as_bytes()))
+        });
+        place.and_then(|place| u32::try_from(place).ok())
+    }
+
     /// Number of types, without those of the base.
     pub fn len(&self) -> usize {
         self.types.len()

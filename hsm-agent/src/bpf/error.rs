@@ -137,6 +137,49 @@ pub enum BpfError {
         /// aya's account.
         source: Box<aya::maps::MapError>,
     },
+    /// What is kept with an inode cannot be changed.
+    #[error("map {map}: {doing}: {source}")]
+    Storage {
+        /// Its name.
+        map: &'static str,
+        /// What was tried.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel lacks what tier `mark-filter` needs.
+    #[error(
+        "Linux {release} has no {what}; tier `mark-filter` needs a kernel with the patches of          docs/KERNEL-PATCHES.md"
+    )]
+    NoFilters {
+        /// The running kernel.
+        release: String,
+        /// What was looked for.
+        what: String,
+    },
+    /// There is no guard, without which cached verdicts would not stay right.
+    #[error(
+        "{}: the guard's programs are not installed with these attribute names; a filter is attached          only where they are. Run `hsm guard install`",
+        base.display()
+    )]
+    NotInstalled {
+        /// The pin directory.
+        base: PathBuf,
+    },
+    /// The filter cannot be loaded or attached.
+    #[error("filter {name}: {doing} failed on Linux {release}: {source}{log}")]
+    Filter {
+        /// Its name.
+        name: String,
+        /// What was tried.
+        doing: &'static str,
+        /// The running kernel.
+        release: String,
+        /// The kernel's answer.
+        source: io::Error,
+        /// What the verifier said, after a line break; empty if nothing.
+        log: String,
+    },
     /// A file or directory below the pin directory.
     #[error("{}: {doing}: {source}", path.display())]
     Pin {

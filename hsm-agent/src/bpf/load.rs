@@ -6,7 +6,7 @@ use std::time::Duration;
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, Lsm, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use hsm_common::filter::{self, Name};
+use hsm_common::filter::{self, ABSENT, Name, READS};
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol};
 
@@ -62,14 +62,17 @@ pub(super) const MAPS: &[&str] = &[
     filter::REQUESTS,
     filter::WAITS,
     filter::VERDICTS,
+    filter::HELD,
+    filter::RESIDENT,
+    filter::SCRATCH,
     filter::COUNTERS,
     filter::NUMBERS,
 ];
 
 /// An object that fits the running kernel.
 pub(super) struct Image {
-    object: Vec<u8>,
-    settings: filter::Settings,
+    pub(super) object: Vec<u8>,
+    pub(super) settings: filter::Settings,
 }
 
 impl Image {
@@ -171,6 +174,7 @@ fn encode(settings: &Settings, offsets: filter::Offsets) -> Result<filter::Setti
         spin_limit: nanoseconds(settings.spin_limit),
         offsets,
         reserved: 0,
+        reads: reads(),
     })
 }
 
@@ -180,6 +184,26 @@ fn name(what: &'static str, value: &str) -> Result<Name, BpfError> {
         value: value.to_owned(),
         why: "it must have 1 to 63 bytes, none of them NUL",
     })
+}
+
+/// The system calls that read and do not map. `lseek` tells of holes, and asks.
+fn reads() -> [u32; READS] {
+    let mut numbers = [ABSENT; READS];
+    let calls = [
+        libc::SYS_read,
+        libc::SYS_pread64,
+        libc::SYS_readv,
+        libc::SYS_preadv,
+        libc::SYS_preadv2,
+        libc::SYS_sendfile,
+        libc::SYS_splice,
+        libc::SYS_copy_file_range,
+        libc::SYS_io_uring_enter,
+    ];
+    for (number, call) in numbers.iter_mut().zip(calls) {
+        *number = u32::try_from(call).unwrap_or(ABSENT);
+    }
+    numbers
 }
 
 fn nanoseconds(time: Duration) -> u64 {

@@ -1,18 +1,19 @@
 //! The agent's side of the shared maps. Their layout is [`hsm_common::filter`]'s.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use bytemuck::{Pod, Zeroable};
 use hsm_common::filter::{self, Server, Trust, Wait};
+use hsm_common::resident::Resident;
 
 use super::counters::{self, Counts};
-use super::{BpfError, Requests, pin};
+use super::{BpfError, Requests, Residency, pin};
+use crate::sys::local_storage::{InodeStorage, LocalStorage, TaskStorage};
 use crate::sys::process;
-use crate::sys::task_storage::TaskStorage;
 
 pub use hsm_common::filter::Uuid;
 
@@ -25,6 +26,16 @@ pub enum Mode {
     Guard,
     /// Ask the server for a watch on the inode.
     Filter,
+    /// A group that fails closed has a mark on the file system ([`Filter`](super::Filter)), for
+    /// FAN_PRE_ACCESS *and* FAN_PRE_MODIFY: that is how it is known. Pass what the mark asks about,
+    /// whether anybody serves or not (the mark of a dead group denies by itself); without the mark,
+    /// refuse. Opens with `O_TRUNC` and those of overlayfs, which the mark does not see, ask the server to
+    /// recall the file, and are refused while nobody serves.
+    ///
+    /// A mark for both events of another program that stays after ours was taken away on purpose
+    /// (FAN_MARK_REMOVE) would be taken for ours: uncover a file system, or change its mode, before its
+    /// mark is removed.
+    Mark,
 }
 
 impl Mode {
@@ -32,6 +43,7 @@ impl Mode {
         match self {
             Self::Guard => filter::MODE_GUARD,
             Self::Filter => filter::MODE_FILTER,
+            Self::Mark => filter::MODE_MARK,
         }
     }
 }
@@ -62,6 +74,8 @@ pub struct Maps {
     trusted: TaskStorage<{ size_of::<Trust>() }>,
     server: Mutex<Array<MapData, [u8; size_of::<Server>()]>>,
     waits: Table<u64, [u8; size_of::<Wait>()]>,
+    held: InodeStorage<{ size_of::<u64>() }>,
+    resident: InodeStorage<{ size_of::<Resident>() }>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -84,9 +98,11 @@ impl Maps {
             dir: dir.to_owned(),
             filesystems: Mutex::new(open(dir, filter::FILESYSTEMS)?),
             classes: Mutex::new(open(dir, filter::CLASSES)?),
-            trusted: task_storage(dir, filter::TRUSTED)?,
+            trusted: local_storage(dir, filter::TRUSTED)?,
             server: Mutex::new(open(dir, filter::SERVER)?),
             waits: Mutex::new(open(dir, filter::WAITS)?),
+            held: local_storage(dir, filter::HELD)?,
+            resident: local_storage(dir, filter::RESIDENT)?,
             counters: open(dir, filter::COUNTERS)?,
         })
     }
@@ -208,6 +224,38 @@ impl Maps {
             .map_err(failed(filter::WAITS, "answering a request"))
     }
 
+    /// Has accesses to the file asked about although its marker goes: to be called before the marker
+    /// is removed. The descriptor may be `O_PATH`.
+    ///
+    /// It is kept with the inode in memory: whoever holds a file keeps it open until
+    /// [`unhold`](Self::unhold), or the kernel may forget it. It outlives the caller; the next agent, asked
+    /// about a file without a marker, makes sure that the removal is durable and lets go.
+    pub fn hold(&self, file: BorrowedFd<'_>) -> Result<(), BpfError> {
+        self.held.set(file, &1u64.to_ne_bytes()).map_err(stored(filter::HELD, "holding a file"))
+    }
+
+    /// The removal of the marker is durable. Does nothing if the file is not held.
+    pub fn unhold(&self, file: BorrowedFd<'_>) -> Result<(), BpfError> {
+        self.held.delete(file).map(drop).map_err(stored(filter::HELD, "letting go of a file"))
+    }
+
+    /// Lets reads of what is local of a partial file pass without a question. To be called when those
+    /// bytes are in the file and their bits durable; the map before is replaced as a whole.
+    ///
+    /// The descriptor may be `O_PATH`. The kernel forgets it with the inode, and when a marker is set.
+    pub fn set_resident(&self, file: BorrowedFd<'_>, what: &Residency) -> Result<(), BpfError> {
+        self.resident
+            .set(file, &bytes(&what.0))
+            .map_err(stored(filter::RESIDENT, "telling what is local of a file"))
+    }
+
+    /// Has every access asked about. To be called under the lease that proves that nobody has the file
+    /// open, before data is taken away. Does nothing if nothing was told.
+    pub fn clear_resident(&self, file: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let result = self.resident.delete(file).map(drop);
+        result.map_err(stored(filter::RESIDENT, "telling that nothing is local of a file"))
+    }
+
     /// Number of openers that wait now.
     pub fn waiting(&self) -> Result<usize, BpfError> {
         let map = lock(&self.waits);
@@ -223,7 +271,11 @@ impl Maps {
 }
 
 fn covered(map: &HashMap<MapData, Uuid, u32>) -> Result<Vec<(Uuid, Mode)>, BpfError> {
-    let mode = |code| if code == filter::MODE_FILTER { Mode::Filter } else { Mode::Guard };
+    let mode = |code| match code {
+        filter::MODE_FILTER => Mode::Filter,
+        filter::MODE_MARK => Mode::Mark,
+        _ => Mode::Guard,
+    };
     map.iter()
         .map(|entry| entry.map(|(uuid, code)| (uuid, mode(code))))
         .collect::<Result<_, _>>()
@@ -239,16 +291,20 @@ fn open<M: TryFrom<Map, Error = MapError>>(dir: &Path, name: &'static str) -> Re
     opened.map_err(failed(name, "opening"))
 }
 
-fn task_storage<const N: usize>(
+fn local_storage<const KIND: u32, const N: usize>(
     dir: &Path,
     name: &'static str,
-) -> Result<TaskStorage<N>, BpfError> {
+) -> Result<LocalStorage<KIND, N>, BpfError> {
     let fd = map(dir, name)?.fd().as_fd().try_clone_to_owned();
-    fd.and_then(TaskStorage::new).map_err(|source| BpfError::Pin {
+    fd.and_then(LocalStorage::new).map_err(|source| BpfError::Pin {
         path: dir.join(name),
-        doing: "opening a map of task storage",
+        doing: "opening a map of local storage",
         source,
     })
+}
+
+fn stored(map: &'static str, doing: &'static str) -> impl Fn(io::Error) -> BpfError {
+    move |source| BpfError::Storage { map, doing, source }
 }
 
 fn open_process(pid: u32) -> Result<OwnedFd, BpfError> {

@@ -6,12 +6,16 @@
 //!                        agent ── maps (cover, exempt, serve, requests, answer) ── bpffs
 //! ```
 //!
+//! Those of the guard are attached by aya; the filter's ([`Filter`]) belong to a group of fanotify, which
+//! `struct_ops` ties them to.
+//!
 //! The programs are pinned and outlive every agent: a marked file without an agent is refused, not
 //! read as zeros. No policy lives here, and nothing waits.
 
 mod btf;
 mod counters;
 mod error;
+mod filter;
 mod kernel;
 mod kfunc;
 mod load;
@@ -21,6 +25,8 @@ mod pin;
 mod probe;
 mod remembered;
 mod requests;
+mod residency;
+mod struct_ops;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,6 +36,7 @@ use hsm_common::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 pub use self::btf::Btf;
 pub use self::counters::Counts;
 pub use self::error::{BpfError, BtfError, LinkError};
+pub use self::filter::{Filter, filter_probe};
 pub use self::kfunc::link;
 pub use self::maps::{Answer, Maps, Mode, Uuid};
 pub use self::object::object;
@@ -37,6 +44,7 @@ pub use self::pin::Status;
 pub use self::probe::{Probe, probe};
 pub use self::remembered::{remember, remembered};
 pub use self::requests::Requests;
+pub use self::residency::Residency;
 
 /// Where programs and maps are pinned.
 pub const BASE: &str = "/sys/fs/bpf/hsm";

@@ -3,6 +3,7 @@
 //! ```text
 //! <base>/v<ABI>-<attribute names>/maps/NAME         maps, shared by all programs of this layout
 //! <base>/v<ABI>-<attribute names>/links-<object>/NAME   attached programs, one file each
+//! <base>/v<ABI>-<attribute names>/filters/POOL/NUMBER   filters of fanotify groups, see `filter.rs`
 //! ```
 //!
 //! A set of links is made under a name that ends in `-new` and renamed when the last program is
@@ -12,11 +13,15 @@
 //! and server are copied before its programs are attached. At no time is there a covered file
 //! system without attached programs.
 //!
+//! Filters cache verdicts on those maps: they stay when another object's links replace the old ones, and
+//! are detached before the last programs that make verdicts invalid are.
+//!
 //! Maps are taken over only from a complete set. Without one nobody has kept the cached verdicts
 //! right, so that they must go.
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use hsm_common::filter::ABI_VERSION;
@@ -25,6 +30,7 @@ use rustix::mount::{MountFlags, mount};
 
 use super::load::{self, Image, PROGRAMS};
 use super::{BpfError, Counts, Maps, Mode, Settings, Uuid, object, probe};
+use crate::sys::bpf;
 
 /// `BPF_FS_MAGIC` of `<linux/magic.h>`.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -34,6 +40,8 @@ const BPFFS: &str = "/sys/fs/bpf";
 const UNFINISHED: &str = "-new";
 /// Beginning of the directory of a set of links.
 const LINKS: &str = "links-";
+/// Directory of filters.
+const FILTERS: &str = "filters";
 
 /// What is pinned.
 #[derive(Debug)]
@@ -46,6 +54,9 @@ pub struct Status {
     pub programs: Vec<String>,
     /// Other directories: of other versions, or left by an interruption.
     pub others: Vec<PathBuf>,
+    /// Names of the filters, and how many links each has: more than one while an agent takes over from
+    /// another.
+    pub filters: Vec<(String, usize)>,
     /// Covered file systems.
     pub covered: Vec<(Uuid, Mode)>,
     /// The process that serves requests.
@@ -84,7 +95,7 @@ pub(super) fn install(settings: &Settings) -> Result<Maps, BpfError> {
         }
     }
     for other in children(&version)? {
-        if other != links && other != maps {
+        if other != links && other != maps && other != version.join(FILTERS) {
             remove_tree(&other, &mut Vec::new())?;
         }
     }
@@ -162,6 +173,7 @@ pub(super) fn status(base: &Path) -> Result<Status, BpfError> {
         others: others(base, version)?,
         installed: links,
         programs,
+        filters: version.map_or(Ok(Vec::new()), filters)?,
         covered: Vec::new(),
         server: None,
         waiting: 0,
@@ -227,24 +239,95 @@ fn remove_tree(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), BpfError> 
         list_tree(path, &mut paths)?;
     }
     for path in paths {
-        let result = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
-        result.map_err(failed(&path, "removing"))?;
+        if path.is_dir() {
+            fs::remove_dir(&path).map_err(failed(&path, "removing"))?;
+        } else if is_filter(&path) {
+            detach(&path)?;
+        } else {
+            fs::remove_file(&path).map_err(failed(&path, "removing"))?;
+        }
         removed.push(path);
     }
     Ok(())
 }
 
-/// Children in the order in which they are removed: links before maps, and of the programs the
+/// Children in the order in which they are removed: filters before links before maps, and of the programs the
 /// one first that was attached last.
 fn ordered(dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
     let mut paths = children(dir)?;
     let place = |path: &Path| {
         let name = name(path).unwrap_or_default();
         let program = PROGRAMS.iter().rev().position(|program| program.name == name);
-        (name == "maps", program.unwrap_or(PROGRAMS.len()), name)
+        (name != FILTERS, name == "maps", program.unwrap_or(PROGRAMS.len()), name)
     };
     paths.sort_by_key(|path| place(path));
     Ok(paths)
+}
+
+/// Pins a filter's link beside those of its name, under a number of its own.
+pub(super) fn add_filter(
+    settings: &Settings,
+    name: &str,
+    link: BorrowedFd<'_>,
+) -> Result<PathBuf, BpfError> {
+    let base = settings.base.as_path();
+    let _lock = lock(base)?;
+    let filters = base.join(version_name(settings)).join(FILTERS);
+    let dir = filters.join(name);
+    create(&filters)?;
+    create(&dir)?;
+    let numbers = children(&dir)?;
+    let numbers = numbers.iter().filter_map(|path| self::name(path)?.parse::<u64>().ok());
+    let path = dir.join(numbers.max().map_or(1, |last| last + 1).to_string());
+    bpf::pin(link, &path).map_err(failed(&path, "pinning a filter"))?;
+    Ok(path)
+}
+
+/// Detaches a pinned filter, and returns when it runs nowhere any more. (Removing the file alone would
+/// detach it some time later.)
+pub(super) fn detach(path: &Path) -> Result<(), BpfError> {
+    let link = bpf::open_pinned(path).map_err(failed(path, "opening a filter"))?;
+    bpf::detach_link(link.as_fd()).map_err(failed(path, "detaching a filter"))?;
+    fs::remove_file(path).map_err(failed(path, "removing"))
+}
+
+/// The pinned links of this name, and of these attribute names.
+pub(super) fn filters_of(settings: &Settings, name: &str) -> Result<Vec<PathBuf>, BpfError> {
+    children(&settings.base.join(version_name(settings)).join(FILTERS).join(name))
+}
+
+/// Detaches and removes all filters of this name. `false`: there were none.
+pub(super) fn remove_filters(base: &Path, name: &str) -> Result<bool, BpfError> {
+    let mut removed = Vec::new();
+    if base.is_dir() {
+        let _lock = lock(base)?;
+        for version in children(base)? {
+            remove_tree(&version.join(FILTERS).join(name), &mut removed)?;
+        }
+    }
+    Ok(!removed.is_empty())
+}
+
+/// Directory of the maps of a complete set with these attribute names.
+pub(super) fn installed_maps(settings: &Settings) -> Result<PathBuf, BpfError> {
+    let version = settings.base.join(version_name(settings));
+    if complete_sets(&version)?.is_empty() {
+        return Err(BpfError::NotInstalled { base: settings.base.clone() });
+    }
+    Ok(version.join("maps"))
+}
+
+fn filters(version: &Path) -> Result<Vec<(String, usize)>, BpfError> {
+    let names = children(&version.join(FILTERS))?;
+    names
+        .iter()
+        .filter_map(|dir| Some((name(dir)?, dir)))
+        .map(|(name, dir)| Ok((name, children(dir)?.len())))
+        .collect()
+}
+
+fn is_filter(path: &Path) -> bool {
+    path.ancestors().nth(2).and_then(Path::file_name).is_some_and(|name| name == FILTERS)
 }
 
 fn remove_unfinished(base: &Path) -> Result<(), BpfError> {
@@ -315,7 +398,7 @@ fn name(path: &Path) -> Option<String> {
     Some(path.file_name()?.to_str()?.to_owned())
 }
 
-fn children(dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
+pub(super) fn children(dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

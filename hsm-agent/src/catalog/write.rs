@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use super::rows::state_number;
 use super::{Catalog, CatalogError, FileRow, IntentId, Writer};
 use crate::core::{FileKey, ObjectId};
+use crate::failpoint::{Point, reach};
 
 /// Changes that become visible together or not at all, applied in the order of the fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,7 +43,9 @@ impl Writer {
         self.conn.pragma_update(None, "synchronous", level)?;
         let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let result = work(&tx)?;
+        reach(Point::CatalogApplied);
         tx.commit()?;
+        reach(Point::CatalogCommitted);
         Ok(result)
     }
 }

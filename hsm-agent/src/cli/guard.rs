@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 
 use serde::Serialize;
 
 use crate::bpf::{self, Guard, Maps, Mode, Settings, Status, Uuid};
 use crate::config::{AgentConfig, Config, PoolConfig};
+use crate::intercept;
 use crate::sys::{fsuuid, inode};
 
 use super::context::Context;
@@ -56,7 +58,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Exit, Failure> {
     match args.verb {
         Verb::Status => status(context, &config.agent),
         Verb::Install => install(context, &config),
-        Verb::Unpin { dry_run } => unpin(context, &config.agent, dry_run),
+        Verb::Unpin { dry_run } => unpin(context, &config, dry_run),
     }
 }
 
@@ -162,6 +164,7 @@ struct Report {
     current: Option<bool>,
     programs: Vec<String>,
     file_systems: Vec<FileSystem>,
+    filters: Vec<String>,
     server: Option<u32>,
     waiting: usize,
     counters: serde_json::Map<String, serde_json::Value>,
@@ -186,6 +189,7 @@ impl Report {
             current: status.current,
             programs: status.programs.clone(),
             file_systems: status.covered.iter().map(file_system).collect(),
+            filters: status.filters.iter().map(|(name, _)| name.clone()).collect(),
             server: status.server,
             waiting: status.waiting,
             counters: status.counters.iter().map(|(name, n)| (name.into(), n.into())).collect(),
@@ -218,6 +222,10 @@ fn status(context: &Context, agent: &AgentConfig) -> Result<Exit, Failure> {
     for fs in &report.file_systems {
         out.line(format!("covers {} ({})", fs.uuid, fs.mode))?;
     }
+    for (name, links) in &status.filters {
+        let links = if *links == 1 { String::new() } else { format!(" ({links} links)") };
+        out.line(format!("filters the mark of {name}{links}"))?;
+    }
     for path in &report.leftovers {
         out.line(format!("left over: {path}"))?;
     }
@@ -227,7 +235,8 @@ fn status(context: &Context, agent: &AgentConfig) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn unpin(context: &Context, agent: &AgentConfig, dry_run: bool) -> Result<Exit, Failure> {
+fn unpin(context: &Context, config: &Config, dry_run: bool) -> Result<Exit, Failure> {
+    let agent = &config.agent;
     // In tier lsm-filter nobody would ask the agent any more: its offline files would read as zeros.
     if !dry_run && let Some(pid) = Guard::status(&agent.bpf_dir).map_err(failed)?.server {
         let why = format!(
@@ -236,6 +245,11 @@ fn unpin(context: &Context, agent: &AgentConfig, dry_run: bool) -> Result<Exit, 
             output::path(&agent.bpf_dir)
         );
         return Err(Failure::new(Exit::Failed, why));
+    }
+    let exit = let_go(context, config, dry_run)?;
+    if exit != Exit::Done {
+        // Without the filter's link everything there would be denied.
+        return Ok(exit);
     }
     let paths = if dry_run {
         Guard::pinned(&agent.bpf_dir).map_err(failed)?
@@ -257,10 +271,56 @@ fn unpin(context: &Context, agent: &AgentConfig, dry_run: bool) -> Result<Exit, 
     Ok(Exit::Done)
 }
 
+/// Ends the watches of tier mark-filter, which outlive the agent. What is mounted nowhere has none.
+fn let_go(context: &Context, config: &Config, dry_run: bool) -> Result<Exit, Failure> {
+    let Some(maps) = Maps::open(&config.agent.bpf_dir).map_err(failed)? else {
+        return Ok(Exit::Done);
+    };
+    let covered = maps.covered().map_err(failed)?;
+    let settings = |pool: &PoolConfig| Settings {
+        base: config.agent.bpf_dir.clone(),
+        marker: pool.marker.clone(),
+        ..Settings::default()
+    };
+    let out = &context.out;
+    let mut exit = Exit::Done;
+    for pool in &config.pools {
+        let Ok(root) = File::open(&pool.mount) else { continue };
+        let watched = |uuid| covered.contains(&(uuid, Mode::Mark));
+        if !inode::is_mount_root(&root).is_ok_and(|is| is) || !fsuuid::of(&root).is_ok_and(watched)
+        {
+            continue;
+        }
+        let mount = output::path(&pool.mount);
+        let result = if dry_run {
+            Ok(())
+        } else {
+            intercept::let_go(&settings(pool), &pool.name, root.as_fd())
+        };
+        match result {
+            Ok(()) if out.json => {
+                out.json_line(&serde_json::json!({"watch": mount, "removed": !dry_run}))?;
+            }
+            Ok(()) => {
+                let what = if dry_run { "would end" } else { "ended" };
+                out.line(format!("{what} the watch of {mount}"))?;
+            }
+            Err(error) => {
+                out.error(format!(
+                    "{mount}: the watch cannot be ended: {error}; unmount it instead"
+                ));
+                exit = Exit::Failed;
+            }
+        }
+    }
+    Ok(exit)
+}
+
 fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Guard => "guard",
         Mode::Filter => "filter",
+        Mode::Mark => "mark",
     }
 }
 

@@ -9,6 +9,7 @@ mod agent;
 mod archive;
 mod config;
 mod context;
+mod debug;
 mod doctor;
 mod du;
 mod exit;
@@ -123,6 +124,7 @@ enum Verb {
     Doctor(doctor::Args),
     Guard(guard::Args),
     Config(config::Args),
+    Debug(debug::Args),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
 }
@@ -162,6 +164,7 @@ fn run(context: &Context, verb: Verb, daemon: Daemon) -> Result<Exit, Failure> {
         Verb::Doctor(args) => doctor::run(context, &args),
         Verb::Guard(args) => guard::run(context, &args),
         Verb::Config(args) => config::run(context, &args),
+        Verb::Debug(args) => debug::run(context, &args),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
     }

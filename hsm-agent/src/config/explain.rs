@@ -99,15 +99,17 @@ fn of_pool(pool: &PoolConfig, key: &str) -> Shown {
         "mount" => path(&pool.mount),
         "tier" => string(match pool.tier {
             TierChoice::Auto => "auto",
+            TierChoice::MarkFilter => "mark-filter",
             TierChoice::LsmFilter => "lsm-filter",
             TierChoice::UserFilter => "user-filter",
         }),
         "recall" => string(match pool.recall {
+            RecallMode::Auto => "auto",
             RecallMode::Whole => "whole",
             RecallMode::Range => "range",
         }),
         "range_programs" => programs(&pool.range_programs),
-        "range_min_size" if pool.recall == RecallMode::Range => {
+        "range_min_size" if pool.recall != RecallMode::Whole => {
             string(&units::size(pool.range_min_size))
         }
         "early_answer" => pool.early_answer.to_string(),

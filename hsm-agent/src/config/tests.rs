@@ -60,7 +60,7 @@ fn defaults_fill_what_is_not_said() {
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.warnings, []);
     let pool = config.pool("media").expect("the pool");
-    assert_eq!(pool.recall, RecallMode::Whole);
+    assert_eq!(pool.recall, RecallMode::Auto);
     assert_eq!(pool.range_programs, RangePrograms::Only(Vec::new()));
     assert_eq!(pool.min_size, ByteSize::b(1));
     assert_eq!(pool.compression, Compression::None);
@@ -260,8 +260,9 @@ fn what_is_missing_is_named_all_at_once() {
 #[test]
 fn impossible_combinations_are_refused() {
     let range = with("range_programs = [\"/bin/x\"]", "");
-    assert_says(&range, &["hsm.toml:5", "range_programs", "recall = \"whole\""]);
-    assert_says(&with("range_min_size = 1", ""), &["range_min_size", "recall = \"whole\""]);
+    assert_says(&range, &["hsm.toml:5", "range_programs", "recall = \"range\""]);
+    let whole = with("recall = \"whole\"\nrange_min_size = 1", "");
+    assert_says(&whole, &["range_min_size", "recall = \"whole\""]);
     let relative = with("recall = \"range\"\nrange_programs = [\"ffmpeg\"]", "");
     assert_says(&relative, &["range_programs", "not an absolute path"]);
     assert_says(&with("compression_level = 3", ""), &["compression_level", "zstd"]);
@@ -327,6 +328,8 @@ fn doubtful_settings_are_warnings() {
     assert!(warning(&all).contains("zeros"));
     assert_eq!(parse(&all).pools[0].range_programs, RangePrograms::All);
     assert!(warning(&with("recall = \"range\"", "")).contains("range_programs"));
+    let everybody = with("tier = \"mark-filter\"\nrecall = \"range\"", "");
+    assert_eq!(parse(&everybody).warnings, []);
     assert!(warning(&with("marker = \"security.hsm\"", "")).contains("security.bpf."));
     assert!(warning(&with("retention = \"1h\"", "")).contains("snapshots"));
     assert!(warning(&with("", "deadline = \"10m\"")).contains("recall_deadline"));

@@ -100,10 +100,12 @@ impl Default for Limits {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RecallMode {
-    /// All of it, before the open returns.
+    /// What the tier does best: the chunks that are read in tier mark-filter, otherwise all of it.
     #[default]
+    Auto,
+    /// All of it: before the open returns, or in tier mark-filter before the first access does.
     Whole,
-    /// The chunks that are read, for programs that are known to read ranges.
+    /// The chunks that are read; in tier user-filter for programs that are known to read ranges.
     Range,
 }
 
@@ -114,6 +116,8 @@ pub enum TierChoice {
     /// The best one that this kernel and this pool's other options allow.
     #[default]
     Auto,
+    /// Only this one.
+    MarkFilter,
     /// Only this one.
     LsmFilter,
     /// Only this one.
@@ -141,6 +145,11 @@ pub enum RangePrograms {
 }
 
 impl RangePrograms {
+    /// Whether nobody is named.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Only(list) if list.is_empty())
+    }
+
     /// Whether an executable may.
     pub fn allow(&self, program: &Path) -> bool {
         match self {
@@ -161,7 +170,7 @@ pub struct PoolConfig {
     pub tier: TierChoice,
     /// How much an access brings back.
     pub recall: RecallMode,
-    /// Who may read ranges with [`RecallMode::Range`].
+    /// Who may read ranges with [`RecallMode::Range`]. In tier mark-filter an empty list means everybody.
     pub range_programs: RangePrograms,
     /// Smaller files always come back whole.
     pub range_min_size: ByteSize,
@@ -179,33 +188,6 @@ pub struct PoolConfig {
     pub retention: Duration,
     /// Where the bytes go.
     pub store: StoreConfig,
-}
-
-impl PoolConfig {
-    /// How chunks of new objects are compressed.
-    pub fn compression(&self) -> Compression {
-        self.compression
-    }
-
-    /// Whether new objects are read back before the record says that they exist.
-    pub fn verifies(&self) -> bool {
-        self.verify == Verify::Readback
-    }
-
-    /// Whether anything but whole files may be recalled.
-    pub fn ranges_allowed(&self) -> bool {
-        self.recall == RecallMode::Range
-    }
-
-    /// Smaller files, in bytes, always come back whole.
-    pub fn range_min_size(&self) -> u64 {
-        self.range_min_size.as_u64()
-    }
-
-    /// Whether an executable may read ranges.
-    pub fn range_program(&self, program: &Path) -> bool {
-        self.ranges_allowed() && self.range_programs.allow(program)
-    }
 }
 
 /// Default of [`PoolConfig::marker`].

@@ -6,12 +6,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use super::canary;
 use super::metrics::add;
 use super::pool::{FileRef, Pool};
 use super::waiters::{Waiting, Who};
 use super::work::Priority;
 use crate::config::RecallMode;
 use crate::core::{Access, Effect, Event, Job, Look, Recalled, Ticket, Want};
+use crate::failpoint::{Point, reach};
 use crate::holder::protocol::EventFrame;
 use crate::intercept::Tier;
 use crate::marker::{InodeFd, MarkerState};
@@ -23,6 +25,7 @@ impl Pool {
     /// Somebody waits in the kernel.
     pub fn take_event(self: &Arc<Self>, frame: EventFrame, fd: OwnedFd) {
         add(&self.metrics.events, 1);
+        reach(Point::EventTaken);
         let fd = Arc::new(fd);
         let key = match handle::of_fd(&*fd) {
             Ok(key) => key,
@@ -33,6 +36,10 @@ impl Pool {
                 return;
             }
         };
+        if self.canary.is(&key) {
+            self.answer_kernel(&frame, Verdict::Deny(canary::ERRNO));
+            return;
+        }
         let file = FileRef { key, event: Some(Arc::clone(&fd)) };
         let Some(want) = self.want(&frame, &fd, &file) else {
             self.answer_kernel(&frame, Verdict::Allow);
@@ -44,18 +51,13 @@ impl Pool {
 
     /// What this access needs. `None`: nothing yet; its content accesses will be asked about.
     fn want(&self, frame: &EventFrame, fd: &OwnedFd, file: &FileRef) -> Option<Want> {
-        // In tier lsm-filter nobody may have a marked file open.
-        let ranges = self.interceptor.tier() == Tier::UserFilter;
-        if self.config.recall != RecallMode::Range || !ranges {
+        if !self.reads_ranges() {
             return Some(Want::Whole);
         }
         let Ok(stat) = inode::stat(fd) else { return Some(Want::Whole) };
         let executable = stat.mode & 0o111 != 0;
-        if executable || stat.size < self.config.range_min_size.as_u64() {
-            return Some(Want::Whole);
-        }
-        let Some(program) = process::executable(frame.pid) else { return Some(Want::Whole) };
-        if !self.config.range_programs.allow(&program) {
+        let small = stat.size < self.config.range_min_size.as_u64();
+        if executable || small || !self.may_read_ranges(frame) {
             return Some(Want::Whole);
         }
         let content = frame.mask.contains(EventMask::PRE_ACCESS);
@@ -68,11 +70,7 @@ impl Pool {
                 let may_wait = known && !self.is_busy(file) && reads_only(fd);
                 if may_wait { None } else { Some(Want::Whole) }
             }
-            // Writes, truncation and fallocate cannot be told from reads; but with a read lease
-            // nobody has the file open for writing, and truncate(2) comes without a count.
-            Some(range)
-                if range.count > 0 && reads_only(fd) && !process::may_be_mapping(frame.pid) =>
-            {
+            Some(range) if self.only_reads(frame, fd) => {
                 // Buffers reach past the end of the file; nothing is there to recall.
                 let end = range.offset.saturating_add(range.count).min(stat.size);
                 let nothing = range.offset >= end && !self.is_busy(file);
@@ -80,6 +78,40 @@ impl Pool {
             }
             _ => Some(Want::Whole),
         }
+    }
+
+    /// Whether this pool recalls ranges at all.
+    fn reads_ranges(&self) -> bool {
+        match (self.interceptor.tier(), self.config.recall) {
+            // Nobody may have a marked file open.
+            (Tier::LsmFilter, _) | (_, RecallMode::Whole) => false,
+            (Tier::UserFilter, mode) => mode == RecallMode::Range,
+            (Tier::MarkFilter, RecallMode::Auto | RecallMode::Range) => true,
+        }
+    }
+
+    /// Whether this program may. Where the kernel asks about every way to find holes, everybody may who
+    /// is not left out by a list.
+    fn may_read_ranges(&self, frame: &EventFrame) -> bool {
+        let programs = &self.config.range_programs;
+        if self.interceptor.tier() == Tier::MarkFilter && programs.is_empty() {
+            return true;
+        }
+        process::executable(frame.pid).is_some_and(|program| programs.allow(&program))
+    }
+
+    /// Whether this access to a range cannot change anything. truncate(2) comes without a count.
+    fn only_reads(&self, frame: &EventFrame, fd: &OwnedFd) -> bool {
+        let counts = frame.range.is_some_and(|range| range.count > 0);
+        let reads = match self.interceptor.tier() {
+            Tier::MarkFilter => !frame.mask.contains(EventMask::PRE_MODIFY),
+            // Writes and fallocate cannot be told from reads; but with a read lease nobody has the
+            // file open for writing.
+            Tier::UserFilter | Tier::LsmFilter => {
+                reads_only(fd) && !process::may_be_mapping(frame.pid)
+            }
+        };
+        counts && reads
     }
 
     fn is_busy(&self, file: &FileRef) -> bool {
@@ -237,8 +269,9 @@ impl Pool {
         let reads = match &waiting.who {
             // truncate(2) comes without a count, and without raising the write count.
             Who::Kernel(frame, _) => {
-                frame.mask.contains(EventMask::OPEN_PERM)
-                    || frame.range.is_some_and(|r| r.count > 0)
+                let modifies = frame.mask.contains(EventMask::PRE_MODIFY);
+                let counts = frame.range.is_some_and(|r| r.count > 0);
+                !modifies && (frame.mask.contains(EventMask::OPEN_PERM) || counts)
             }
             // Wants it durable.
             Who::User(_) => false,
@@ -272,9 +305,11 @@ impl Pool {
         if verdict != Verdict::Allow {
             add(&self.metrics.denials, 1);
         }
+        reach(Point::EventAnswering);
         if let Err(error) = self.link.answer(frame, verdict) {
             tracing::error!(%error, "the holder does not take answers");
         }
+        reach(Point::EventAnswered);
     }
 
     /// Denies one waiter.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
+use super::canary;
 use super::link::{Incoming, Link};
 use super::lock::{AgentLock, LockError};
 use super::metrics::Metrics;
@@ -23,12 +24,13 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::config::{Config, ConfigError, PoolConfig};
 use crate::control::server::{BindError, ControlSocket, ServerOptions, serve};
 use crate::core::Inflight;
+use crate::failpoint::{Point, reach};
 use crate::holder::protocol::EventFrame;
-use crate::intercept::{Interceptor, LsmFilter, Tier, UserFilter, choose};
+use crate::intercept::{Able, Interceptor, LsmFilter, Tier, UserFilter, choose};
 use crate::marker::Attributes;
 use crate::recall::{Budget, Progresses, Settler, settle};
 use crate::store::{Remembered, StoreError};
-use crate::sys::fanotify::Verdict;
+use crate::sys::fanotify::{Class, Verdict};
 use crate::sys::lease::BreakWatch;
 use crate::sys::{process, signal};
 
@@ -160,6 +162,7 @@ impl Engine {
         for pool in &config.pools {
             watched.push(Watched::begin(config, pool, link, &programs)?);
         }
+        reach(Point::RecoverWatched);
         // Only now, with our own watch in place, may an orphan of an earlier agent go.
         let lock = lock.take_over()?;
         let mut pools = Vec::new();
@@ -174,7 +177,9 @@ impl Engine {
             orphaned: CancellationToken::new(),
             _lock: lock,
         };
+        reach(Point::RecoverOpened);
         engine.start_event_threads(runtime)?;
+        engine.prove_watches()?;
         for pool in &engine.pools {
             let failed =
                 |e| EngineError::Catalog { pool: pool.config.name.clone(), source: Box::new(e) };
@@ -187,6 +192,19 @@ impl Engine {
                 .map_err(system("no threads"))?;
         }
         Ok(engine)
+    }
+
+    /// Before anything is said to be served.
+    fn prove_watches(&self) -> Result<(), EngineError> {
+        self.link.serving().map_err(system("the holder does not listen"))?;
+        for pool in self.pools.iter().filter(|p| p.interceptor.tier() == Tier::MarkFilter) {
+            let unproven = |e: io::Error| EngineError::Tier {
+                pool: pool.config.name.clone(),
+                why: format!("tier mark-filter does not work on this kernel: {e}"),
+            };
+            canary::prove(pool).map_err(unproven)?;
+        }
+        Ok(())
     }
 
     fn start_event_threads(&self, runtime: &tokio::runtime::Handle) -> Result<(), EngineError> {
@@ -358,11 +376,14 @@ fn deny_unmanaged(link: &Link, frame: &EventFrame) {
 
 /// Names the watch of a pool. Mount point and marker are part of it: events of a watch must never be
 /// judged by another pool's rules, whatever the configuration says when the engine starts again.
-fn group_key(pool: &PoolConfig) -> String {
+fn group_key(pool: &PoolConfig, class: Class) -> String {
     let mut hash = blake3::Hasher::new();
     hash.update(pool.mount.as_os_str().as_encoded_bytes());
     hash.update(b"\0");
     hash.update(pool.marker.as_bytes());
+    if class == Class::FailClosed {
+        hash.update(b"\0fails closed");
+    }
     format!("{}-{}", pool.name, &hash.finalize().to_hex()[..16])
 }
 
@@ -400,15 +421,24 @@ impl Watched {
         let failed = |source| EngineError::Mount { pool: name.clone(), source };
         let (root, fs_type) = mount::open(&pool.mount).map_err(failed)?;
         mount::refuse_own_files(&root, config, pool).map_err(failed)?;
-        let (number, group) =
-            link.open_group(&group_key(pool)).map_err(system(format!("pool {name}: no watch")))?;
-        let parts = || -> io::Result<_> { Ok((group.try_clone()?, root.try_clone()?)) };
-        let (kernel, watched) = parts().map_err(system("descriptors"))?;
         let tier = |why| EngineError::Tier { pool: name.clone(), why };
         let usable = programs.usable(pool, &root);
-        let chosen =
-            choose(pool, usable.as_ref().map(drop).map_err(String::as_str)).map_err(tier)?;
+        let able = Able {
+            programs: usable.as_ref().map(drop).map_err(String::as_str),
+            patches: programs.patches(),
+        };
+        let chosen = choose(pool, able).map_err(tier)?;
+        let class = match chosen.tier {
+            Tier::MarkFilter => Class::FailClosed,
+            Tier::LsmFilter | Tier::UserFilter => Class::PreContent,
+        };
+        let (number, group) = link
+            .open_group(&group_key(pool, class), class)
+            .map_err(system(format!("pool {name}: no watch")))?;
+        let parts = || -> io::Result<_> { Ok((group.try_clone()?, root.try_clone()?)) };
+        let (kernel, watched) = parts().map_err(system("descriptors"))?;
         let interceptor: Box<dyn Interceptor> = match chosen.tier {
+            Tier::MarkFilter => Box::new(programs.mark_filter(pool, group, watched).map_err(tier)?),
             Tier::UserFilter => Box::new(UserFilter::new(group, watched)),
             Tier::LsmFilter => Box::new(LsmFilter::new(group)),
         };
@@ -461,6 +491,7 @@ impl Watched {
             workers: Arc::clone(&shared.workers),
             link: Arc::clone(link),
             progress: Progresses::default(),
+            canary: canary::Canary::default(),
             failures: super::failures::Failures::default(),
             stopping: Arc::clone(&shared.stopping),
         });

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::holder::protocol::{EventFrame, SOCKET_VARIABLE, ToEngine, ToHolder, padded};
-use crate::sys::fanotify::{Group, Verdict};
+use crate::sys::fanotify::{Class, Group, Verdict};
 
 /// What the holder wants of an engine that serves.
 #[derive(Debug)]
@@ -34,12 +34,14 @@ impl Link {
         }
     }
 
-    /// Asks for the group of a pool.
-    pub fn open_group(&self, pool: &str) -> io::Result<(u32, Group)> {
-        ToHolder::OpenGroup { name: padded(pool)? }.send(&self.socket, None)?;
-        // No events come before we say that we are ready.
+    /// Asks for the group of a pool, of class [`Class::PreContent`] or [`Class::FailClosed`].
+    pub fn open_group(&self, pool: &str, class: Class) -> io::Result<(u32, Group)> {
+        let fail_closed = class == Class::FailClosed;
+        let message = ToHolder::OpenGroup { name: padded(pool)?, fail_closed };
+        message.send(&self.socket, None)?;
+        // No events come before we say that we take them.
         match ToEngine::receive(&self.socket)? {
-            Some((ToEngine::Group { group }, Some(fd))) => Ok((group, Group::from_fd(fd))),
+            Some((ToEngine::Group { group }, Some(fd))) => Ok((group, Group::from_fd(fd, class))),
             Some(other) => Err(io::Error::other(format!("unexpected: {other:?}"))),
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
@@ -96,7 +98,12 @@ impl Link {
         ToHolder::Alive.send(self.socket.as_fd(), None)
     }
 
-    /// Tells that the engine serves.
+    /// Tells that the engine takes events.
+    pub fn serving(&self) -> io::Result<()> {
+        ToHolder::Serving.send(self.socket.as_fd(), None)
+    }
+
+    /// Tells that the pools are served.
     pub fn ready(&self) -> io::Result<()> {
         ToHolder::Ready.send(self.socket.as_fd(), None)
     }

@@ -15,8 +15,9 @@ use rustix::process::{Pid, Signal};
 
 use crate::config::AgentConfig;
 
-/// How long an orphan may take to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an orphan may take to end. It denies whoever waits in its groups first, and reading an event may
+/// wait for somebody's lease, for 45 s; killed before that, the kernel would let them pass.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why the state directory is not ours.
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,7 @@
 //! breaks, and a small tokio runtime for the control socket and asynchronous stores.
 
 mod api;
+mod canary;
 pub mod dispatch;
 mod engine;
 mod failures;
@@ -26,5 +27,6 @@ mod sentinel;
 mod waiters;
 mod work;
 
+pub use canary::{COMMAND as CANARY, read_stdin_anew as canary};
 pub use engine::{EngineError, run_engine};
 pub use link::Link;

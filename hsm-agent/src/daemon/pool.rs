@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::canary::Canary;
 use super::failures::Failures;
 use super::link::Link;
 use super::metrics::Metrics;
@@ -19,7 +20,7 @@ use crate::catalog::Catalog;
 use crate::config::{PoolConfig, Verify};
 use crate::core::{FileKey, Inflight};
 use crate::intercept::Interceptor;
-use crate::marker::{Attributes, InodeFd};
+use crate::marker::{Attributes, InodeFd, ResidencyMap};
 use crate::recall::{Budget, Progresses, Settler};
 use crate::store::Store;
 use crate::store::object::Compression;
@@ -70,6 +71,8 @@ pub struct Pool {
     pub budget: Arc<Budget>,
     /// Lease breaks.
     pub breaks: BreakWatch,
+    /// The file that proves the watch.
+    pub canary: Canary,
     /// Counters.
     pub metrics: Metrics,
     /// Bridge to asynchronous stores.
@@ -145,6 +148,18 @@ impl Pool {
     /// See [`Interceptor::keep_watch`].
     pub fn keep_watch(&self, fd: InodeFd<'_>) -> io::Result<()> {
         self.interceptor.keep_watch(target(fd))
+    }
+
+    /// See [`Interceptor::resident`]. Without it each read is asked about, and answered.
+    pub fn resident(&self, fd: InodeFd<'_>, map: &ResidencyMap) {
+        if let Err(error) = self.interceptor.resident(target(fd), map) {
+            tracing::warn!(%error, "resident ranges stay unknown to the kernel");
+        }
+    }
+
+    /// See [`Interceptor::nothing_resident`].
+    pub fn nothing_resident(&self, fd: InodeFd<'_>) -> io::Result<()> {
+        self.interceptor.nothing_resident(target(fd))
     }
 
     /// How chunks are compressed.

@@ -10,16 +10,17 @@
 //! A pool in tier user-filter is covered as well, in a mode that asks nobody: when holder and engine
 //! are gone, and with them the watch on the file system, its offline files stay closed.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::link::Link;
-use crate::bpf::{self, Guard, Maps, Settings, Uuid};
+use crate::bpf::{self, Filter, Guard, Maps, Settings, Uuid};
 use crate::config::{AgentConfig, Config, PoolConfig};
 use crate::control::ProgramCount;
-use crate::intercept::Tier;
+use crate::intercept::{MarkFilter, Tier};
+use crate::sys::fanotify::Group;
 use crate::sys::{fsuuid, process};
 
 /// What the kernel lets us do.
@@ -32,6 +33,8 @@ pub(super) struct Programs {
     marker: String,
     /// Why there are none.
     why_not: String,
+    /// Whether the kernel has our patches.
+    patches: Result<(), String>,
 }
 
 impl Programs {
@@ -40,7 +43,8 @@ impl Programs {
     pub(super) fn prepare(config: &Config, link: &Link) -> Self {
         let marker = config.programs_marker().unwrap_or_default().to_owned();
         let state = config.agent.clone();
-        let mut this = Self { maps: None, state, marker, why_not: String::new() };
+        let patches = bpf::filter_probe();
+        let mut this = Self { maps: None, state, marker, why_not: String::new(), patches };
         if config.pools.is_empty() {
             return this;
         }
@@ -62,15 +66,39 @@ impl Programs {
 
     fn install(&self, config: &Config, link: &Link) -> Result<Maps, String> {
         let base = &config.agent.bpf_dir;
-        let settings =
-            Settings { base: base.clone(), marker: self.marker.clone(), ..Settings::default() };
-        let maps = Guard::install(&settings).map_err(|e| e.to_string())?;
+        let maps = Guard::install(&self.settings()).map_err(|e| e.to_string())?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(base, flags, Mode::empty())
             .map_err(|e| format!("{}: {e}", base.display()))?;
         link.serve_programs(directory.as_fd())
             .map_err(|e| format!("the holder cannot serve them: {e}"))?;
         Ok(maps)
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            base: self.state.bpf_dir.clone(),
+            marker: self.marker.clone(),
+            ..Settings::default()
+        }
+    }
+
+    /// Whether the kernel has our patches, or what it lacks.
+    pub(super) fn patches(&self) -> Result<(), &str> {
+        self.patches.as_ref().map(drop).map_err(String::as_str)
+    }
+
+    /// Tier mark-filter for a pool: its filter is tied to the group, before the group watches anything.
+    pub(super) fn mark_filter(
+        &self,
+        pool: &PoolConfig,
+        group: Group,
+        root: OwnedFd,
+    ) -> Result<MarkFilter, String> {
+        let maps = self.maps.as_ref().ok_or_else(|| self.why_not.clone())?;
+        let filter = Filter::attach(&self.settings(), &pool.name, group.as_fd())
+            .map_err(|e| e.to_string())?;
+        Ok(MarkFilter::new(group, root, Arc::clone(maps), filter))
     }
 
     /// The UUID by which the programs can serve this pool, or why they cannot.
@@ -121,11 +149,14 @@ impl Programs {
                 return Ok(());
             }
             (Tier::UserFilter, Ok(uuid)) => (uuid, bpf::Mode::Guard),
-            (Tier::LsmFilter, usable) => {
+            (tier, usable) => {
                 let uuid = usable?;
                 link.cover(group, root.as_fd(), &pool.marker)
                     .map_err(|e| format!("the holder cannot serve the pool: {e}"))?;
-                (uuid, bpf::Mode::Filter)
+                match tier {
+                    Tier::MarkFilter => (uuid, bpf::Mode::Mark),
+                    Tier::LsmFilter | Tier::UserFilter => (uuid, bpf::Mode::Filter),
+                }
             }
         };
         maps.cover(uuid, mode).map_err(|e| e.to_string())?;

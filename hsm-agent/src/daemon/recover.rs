@@ -12,6 +12,7 @@ use super::outcome::Candidate;
 use super::pool::{FileRef, Pool, now_ns};
 use crate::catalog::{Batch, CatalogError, Intent, IntentOp};
 use crate::core::{FileKey, FileState};
+use crate::failpoint::{Point, reach};
 use crate::marker::{InodeFd, Marker, Owner};
 use crate::release::{PATIENCE, repunch};
 use crate::sys::{handle, inode, process};
@@ -31,7 +32,9 @@ pub(super) fn intents(pool: &Arc<Pool>) -> Result<(), CatalogError> {
             IntentOp::Release => release(pool, intent, patience, &mut batch),
         }
     }
-    pool.catalog.commit(&batch)
+    pool.catalog.commit(&batch)?;
+    reach(Point::RecoverCommitted);
+    Ok(())
 }
 
 fn candidate(pool: &Pool, intent: &Intent) -> std::io::Result<Candidate> {

@@ -6,18 +6,22 @@
 //!   come from *our* table, and the same number could mean both. So all old numbers are denied before
 //!   the first read, and nothing else answers any more ([`super::link::Link::answer`] fails).
 //! - New events: online files go on, offline files are denied with EAGAIN.
-//! - At the end, when a new agent watches, the marks go first and the queue is emptied: the kernel lets pass
-//!   whoever waits in a group that is closed.
+//! - At the end, when a new agent watches, whoever waits is denied before the group is closed
+//!   ([`crate::holder::Ending`]).
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::pool::Pool;
-use crate::holder::{deny_numbers, end_watch};
+use crate::holder::{Ending, Numbers, Turns, deny_numbers};
 use crate::marker::InodeFd;
 use crate::sys::fanotify::{EVENT_BUFFER, Event, Group, Verdict, events, take_event_fd};
 use crate::sys::handle;
+
+/// Of all pools' threads.
+static TURNS: Turns = Turns::new();
 
 /// Watches in the dead holder's place, on a thread per pool, for ever.
 pub(super) fn start(pools: &[Arc<Pool>]) {
@@ -35,21 +39,33 @@ pub(super) fn start(pools: &[Arc<Pool>]) {
 /// A new agent has its own watch in place. Whoever waits in ours is denied before it goes.
 pub(super) fn end(pools: &[Arc<Pool>]) {
     for pool in pools {
-        end_watch(&pool.config.name, &pool.kernel, || ());
+        let (name, group) = (&pool.config.name, &pool.kernel);
+        let ending = Ending { name, group, turns: &TURNS, numbers: Numbers::Any };
+        ending.deny_all(|| (), |_| false);
     }
 }
 
 fn watch(pool: &Arc<Pool>) {
     let group = &pool.kernel;
-    let denied = deny_numbers(group);
+    let denied = deny_numbers(group, Numbers::Any);
     if denied > 0 {
         tracing::error!(denied, "accesses that waited when the holder died were denied");
     }
     let mut buf = [0u8; EVENT_BUFFER];
     loop {
-        match group.read(&mut buf) {
-            Ok(n) => events(&buf[..n]).flatten().for_each(|e| one(pool, group, &e)),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+        let turn = TURNS.begin();
+        let result = group.read(&mut buf);
+        if let Ok(n) = result {
+            events(&buf[..n]).flatten().for_each(|e| one(pool, group, &e));
+        }
+        drop(turn);
+        let waited = match result {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => group.wait(),
+            other => other.map(drop),
+        };
+        match waited {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(error) => {
                 tracing::error!(%error, "events cannot be read");
                 std::thread::sleep(std::time::Duration::from_millis(100));

@@ -10,6 +10,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::protocol::{RESTARTS_VARIABLE, SOCKET_VARIABLE, ToEngine};
 use super::shared::Shared;
+use crate::failpoint::{Point, reach};
 use crate::sys::fanotify::Verdict;
 use crate::sys::message;
 
@@ -38,6 +39,8 @@ impl Engine {
             .env_remove("LISTEN_FDS")
             .spawn()?;
         drop(theirs);
+        // It waits for our greeting, and ends if that never comes.
+        reach(Point::HolderSpawned);
         shared.engine_pid.store(pid_of(&child), Ordering::SeqCst);
         shared.serving.store(false, Ordering::SeqCst);
         shared.programs.exempt(pid_of(&child))?;

@@ -18,8 +18,10 @@
 //!   that the engine holds during a release. So there are several reader threads per group, each
 //!   read takes few events, and the engine lets go of a lease as soon as it is broken.
 //! - If holder and engine die together, the service manager keeps the watch (`keep`).
+//! - A group is closed only when nobody waits in it (`end`): the kernel would let him pass.
 //! - Nothing is ever answered ALLOW because of an error: what cannot be handed over is denied.
 
+mod end;
 mod engine;
 mod keep;
 mod pending;
@@ -30,5 +32,5 @@ mod run;
 mod shared;
 mod watchdog;
 
-pub use keep::deny_numbers;
-pub use run::{HolderError, MAX_WAITING, end_watch, run};
+pub use end::{Ending, Numbers, Turn, Turns, deny_numbers};
+pub use run::{HolderError, MAX_WAITING, run};

@@ -61,6 +61,11 @@ pub enum ToHolder {
     OpenGroup {
         /// The name, zero-padded.
         name: [u8; MAX_NAME],
+        /// Whether it is to deny when nobody has it any more ([`Class::FailClosed`]). Part of the
+        /// name: one name never means groups of two classes.
+        ///
+        /// [`Class::FailClosed`]: crate::sys::fanotify::Class::FailClosed
+        fail_closed: bool,
     },
     /// Serve the requests of the kernel programs that are pinned in the directory that comes along,
     /// and have them pass over this engine and the holder.
@@ -79,7 +84,9 @@ pub enum ToHolder {
         /// What to tell the kernel.
         verdict: Verdict,
     },
-    /// The engine serves: tell the service manager.
+    /// The engine takes events: tell it about those that wait.
+    Serving,
+    /// The pools are served: tell the service manager.
     Ready,
     /// The answer to [`ToEngine::Ping`].
     Alive,
@@ -94,6 +101,7 @@ const READY: u32 = 6;
 const PROGRAMS: u32 = 7;
 const COVER: u32 = 8;
 const DONE: u32 = 9;
+const SERVING: u32 = 10;
 const PING: u32 = 16;
 const ALIVE: u32 = 17;
 const NO_RANGE: u32 = 0;
@@ -171,12 +179,15 @@ impl ToHolder {
     /// Sends this frame, waiting for room.
     pub fn send(self, socket: impl AsFd, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let frame = match self {
-            Self::OpenGroup { name } => Frame { name, ..Frame::new(OPEN_GROUP) },
+            Self::OpenGroup { name, fail_closed } => {
+                Frame { name, group: fail_closed.into(), ..Frame::new(OPEN_GROUP) }
+            }
             Self::Programs => Frame::new(PROGRAMS),
             Self::Cover { group, marker } => Frame { group, name: marker, ..Frame::new(COVER) },
             Self::Answer { id, verdict } => {
                 Frame { id, response: verdict.to_response(), ..Frame::new(ANSWER) }
             }
+            Self::Serving => Frame::new(SERVING),
             Self::Ready => Frame::new(READY),
             Self::Alive => Frame::new(ALIVE),
         };
@@ -187,10 +198,11 @@ impl ToHolder {
     pub fn receive(socket: impl AsFd) -> io::Result<Option<(Self, Option<OwnedFd>)>> {
         let Some((f, fd)) = receive(socket, false)? else { return Ok(None) };
         let message = match f.kind {
-            OPEN_GROUP => Self::OpenGroup { name: f.name },
+            OPEN_GROUP => Self::OpenGroup { name: f.name, fail_closed: f.group != 0 },
             PROGRAMS => Self::Programs,
             COVER => Self::Cover { group: f.group, marker: f.name },
             ANSWER => Self::Answer { id: f.id, verdict: Verdict::from_response(f.response) },
+            SERVING => Self::Serving,
             READY => Self::Ready,
             ALIVE => Self::Alive,
             other => return Err(unknown(other)),
@@ -247,11 +259,13 @@ mod tests {
             assert!(fd.is_some());
         }
         for m in [
-            ToHolder::OpenGroup { name: padded("media").unwrap() },
+            ToHolder::OpenGroup { name: padded("media").unwrap(), fail_closed: false },
+            ToHolder::OpenGroup { name: padded("media").unwrap(), fail_closed: true },
             ToHolder::Programs,
             ToHolder::Cover { group: 3, marker: padded("security.bpf.hsm").unwrap() },
             ToHolder::Answer { id: 7, verdict: Verdict::Deny(libc::EIO) },
             ToHolder::Answer { id: 8, verdict: Verdict::Allow },
+            ToHolder::Serving,
             ToHolder::Ready,
             ToHolder::Alive,
         ] {

@@ -12,11 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
-
 use super::pending::{Origin, Unanswered};
 use super::protocol::EventFrame;
 use super::shared::Shared;
+use crate::failpoint::{Point, reach};
 use crate::sys::fanotify::{EVENT_BUFFER, Event, EventMask, Group, Verdict, events, take_event_fd};
 
 /// Readers per group to begin with.
@@ -61,8 +60,7 @@ impl Readers {
     fn start_spare_ones(self: &Arc<Self>) {
         let mut count = READERS;
         while count < MAX_READERS {
-            let mut queued = [PollFd::new(&*self.group, PollFlags::IN)];
-            let _ = poll(&mut queued, None);
+            let _ = self.group.wait();
             let before = self.reads.load(Ordering::Relaxed);
             std::thread::sleep(STALLED);
             let stalled = self.reads.load(Ordering::Relaxed) == before;
@@ -80,10 +78,19 @@ impl Readers {
     fn read_for_ever(&self) {
         let mut buf = [0u8; EVENT_BUFFER];
         loop {
+            let turn = self.shared.turns.begin();
             let result = self.group.read(&mut buf);
             self.reads.fetch_add(1, Ordering::Relaxed);
-            match result {
-                Ok(n) => take(&self.shared, self.number, &buf[..n]),
+            if let Ok(n) = result {
+                take(&self.shared, self.number, &buf[..n]);
+            }
+            drop(turn);
+            let waited = match result {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.group.wait(),
+                other => other.map(drop),
+            };
+            match waited {
+                Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     // EMFILE and ENFILE: the kernel denied that event itself. Others wait for
@@ -123,12 +130,19 @@ fn one(shared: &Shared, number: u32, event: &Event) {
         return;
     }
     let unanswered = Unanswered::new(frame(number, event, &fd), fd, Origin::Fanotify);
-    if is_own(shared, event.pid) {
+    let own = is_own(shared, event.pid);
+    if !own {
+        // Nobody but the dead knows this event's number: the sentinel, or whoever takes the group
+        // over, denies every number that there can be.
+        reach(Point::HolderRead);
+    }
+    if own {
         shared.answer(unanswered, Verdict::Allow);
     } else if shared.is_denying() || shared.pending().len() >= shared.capacity {
         shared.answer(unanswered, Verdict::Deny(libc::EAGAIN));
     } else {
         shared.pending().insert(unanswered);
+        reach(Point::HolderListed);
     }
 }
 

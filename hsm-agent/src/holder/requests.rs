@@ -25,6 +25,7 @@ use super::pending::{Origin, Unanswered};
 use super::protocol::{EventFrame, MAX_NAME};
 use super::shared::Shared;
 use crate::bpf::{Answer, Maps, Requests};
+use crate::failpoint::{Point, reach};
 use crate::intercept::WATCHED;
 use crate::sys::fanotify::{EventMask, Group, MarkTarget, Verdict};
 use crate::sys::{fsuuid, handle, inode, process, xattr};
@@ -163,6 +164,7 @@ fn take_requests(shared: &Arc<Shared>, mut requests: Requests) {
         let mut taken = 0;
         while let Some(request) = requests.next() {
             taken += 1;
+            reach(Point::HolderRequested);
             match take(shared, &request) {
                 Outcome::Answer(answer) => shared.programs.tell(request.id, answer),
                 Outcome::Later => shared.send_pending(),
@@ -212,6 +214,7 @@ impl Covered {
     fn watch(&self, request: &Request) -> io::Result<Outcome> {
         let path = self.open(request, OFlags::PATH)?;
         self.group.watch_inode(MarkTarget::Path(path.as_fd()), WATCHED)?;
+        reach(Point::HolderMarked);
         Ok(Outcome::Answer(Answer::Watched))
     }
 

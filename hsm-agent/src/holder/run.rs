@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
+use super::end::{Ending, Numbers};
 use super::engine::Engine;
 use super::keep;
 use super::protocol::{ToEngine, ToHolder};
 use super::shared::Shared;
 use super::watchdog::{Look, Watchdog};
 use super::{reader, requests};
+use crate::failpoint::{Point, reach};
 use crate::sys::fanotify::{Class, Group, GroupOptions};
 use crate::sys::process::raise_descriptor_limit;
 use crate::sys::signal::SignalFd;
@@ -158,16 +160,26 @@ impl Holder<'_> {
                 Ok(Some((ToHolder::Answer { id, verdict }, _))) => {
                     let event = self.shared.pending().remove(id);
                     match event {
-                        Some(event) => self.shared.answer(event, verdict),
+                        Some(event) => {
+                            reach(Point::HolderAnswering);
+                            self.shared.answer(event, verdict);
+                            reach(Point::HolderAnswered);
+                        }
                         None => tracing::warn!(id, "the engine answered an event that nobody has"),
                     }
                 }
-                Ok(Some((ToHolder::OpenGroup { name }, _))) => self.open_group(&name, &engine),
+                Ok(Some((ToHolder::OpenGroup { name, fail_closed }, _))) => {
+                    let class = if fail_closed { Class::FailClosed } else { Class::PreContent };
+                    self.open_group(&name, class, &engine);
+                }
                 Ok(Some((ToHolder::Programs, directory))) => {
                     done(&engine, &self.serve_programs(directory));
                 }
                 Ok(Some((ToHolder::Cover { group, marker }, root))) => {
                     done(&engine, &self.shared.programs.cover(&self.shared, group, &marker, root));
+                }
+                Ok(Some((ToHolder::Serving, _))) => {
+                    self.shared.serving.store(true, Ordering::SeqCst);
                 }
                 Ok(Some((ToHolder::Ready, _))) => self.ready(),
                 Ok(Some((ToHolder::Alive, _))) => {}
@@ -194,12 +206,12 @@ impl Holder<'_> {
         requests::serve(&self.shared, directory, engine)
     }
 
-    fn open_group(&self, name: &[u8], engine: &impl AsFd) {
+    fn open_group(&self, name: &[u8], class: Class, engine: &impl AsFd) {
         let text = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
         let known = self.shared.groups().iter().position(|(n, _)| *n == text);
         let number = match known {
             Some(number) => number,
-            None => match self.make_group(text) {
+            None => match self.make_group(text, class) {
                 Ok(number) => number,
                 Err(error) => {
                     tracing::error!(%error, "no fanotify group");
@@ -214,9 +226,8 @@ impl Holder<'_> {
         }
     }
 
-    fn make_group(&self, name: String) -> io::Result<usize> {
-        let group =
-            Arc::new(Group::new(GroupOptions { class: Class::PreContent, nonblock: false })?);
+    fn make_group(&self, name: String, class: Class) -> io::Result<usize> {
+        let group = Arc::new(Group::new(GroupOptions { class, nonblock: true })?);
         keep::keep(&group);
         let mut groups = self.shared.groups();
         groups.push((name, Arc::clone(&group)));
@@ -230,7 +241,6 @@ impl Holder<'_> {
         keep::retire(&self.shared, std::mem::take(&mut self.kept));
         self.restart = Restart { count: self.restart.count, ..Restart::default() };
         self.shared.denying.store(false, Ordering::SeqCst);
-        self.shared.serving.store(true, Ordering::SeqCst);
         self.watchdog.begin(Instant::now());
         if !self.served {
             tracing::info!("ready");
@@ -335,16 +345,17 @@ impl Holder<'_> {
         }
     }
 
-    /// Ends the watch without letting anybody through: first no new event can come into being,
-    /// then whatever has been queued is denied, and only then the group goes (the kernel allows
-    /// what waits in a group that is closed).
+    /// Ends the watch without letting anybody through ([`super::end`]). Afterwards the process may end.
     fn leave(&self) {
         self.shared.denying.store(true, Ordering::SeqCst);
         self.shared.deny_all(libc::EAGAIN);
-        for (name, group) in self.shared.groups().iter() {
-            end_watch(name, group, || self.shared.deny_all(libc::EAGAIN));
+        // Readers that deny look the group up.
+        let groups = self.shared.groups().clone();
+        for (name, group) in &groups {
+            let turns = &self.shared.turns;
+            let ending = Ending { name, group, turns, numbers: Numbers::Own };
+            ending.deny_all(|| self.shared.deny_all(libc::EAGAIN), |_| false);
         }
-        self.shared.deny_all(libc::EAGAIN);
     }
 }
 
@@ -357,34 +368,4 @@ fn done(engine: &impl AsFd, result: &io::Result<()>) {
     if let Err(error) = (ToEngine::Done { errno }).send(engine, None) {
         tracing::error!(%error, "the engine does not hear");
     }
-}
-
-/// Before a group goes, which would let pass whoever waits in it: no new event comes into being, and the
-/// threads that read the group (they deny by now) have emptied its queue.
-pub fn end_watch(name: &str, group: &Group, deny: impl Fn()) {
-    // First the whole file system: ignore marks must not go before what they are taken from.
-    let flushed = group.flush_filesystem_marks().and_then(|()| group.flush_inode_marks());
-    if let Err(error) = flushed {
-        tracing::error!(%error, name, "the watch could not be ended");
-    }
-    if let Err(error) = drain(group, deny) {
-        tracing::error!(%error, name, "the event queue could not be emptied");
-    }
-}
-
-fn drain(group: &Group, deny: impl Fn()) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while rustix::io::ioctl_fionread(group)? > 0 && Instant::now() < deadline {
-        deny();
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    if rustix::io::ioctl_fionread(group)? > 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "it is not read; who waits there will pass",
-        ));
-    }
-    // A reader may be between its read and its answer.
-    std::thread::sleep(Duration::from_millis(20));
-    Ok(())
 }

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::end::Turns;
 use super::pending::{Origin, Pending, Unanswered};
 use super::protocol::ToEngine;
 use super::requests::Programs;
+use crate::failpoint::{Point, reach};
 use crate::sys::fanotify::{Group, Verdict};
 
 /// What readers, main loop and engine starter have in common.
@@ -17,13 +19,15 @@ use crate::sys::fanotify::{Group, Verdict};
 pub(super) struct Shared {
     pub(super) pending: Mutex<Pending>,
     pub(super) groups: Mutex<Vec<(String, Arc<Group>)>>,
+    /// Readers that have not yet answered or noted down what they read.
+    pub(super) turns: Turns,
     /// The kernel programs, if they are served.
     pub(super) programs: Programs,
     /// Our end of the socket pair with the present engine.
     pub(super) engine: Mutex<Option<Arc<OwnedFd>>>,
     /// Process id of the present engine; 0: there is none, nobody is exempt.
     pub(super) engine_pid: AtomicI32,
-    /// The present engine serves. Until then it is told no events: it asks for its groups first,
+    /// The present engine takes events. Until then it is told no events: it asks for its groups first,
     /// and the answer to that must find room in the socket.
     pub(super) serving: AtomicBool,
     /// The main loop is to wait for room in the engine's socket.
@@ -41,6 +45,7 @@ impl Shared {
         Ok(Self {
             pending: Mutex::default(),
             groups: Mutex::default(),
+            turns: Turns::new(),
             programs: Programs::default(),
             engine: Mutex::default(),
             engine_pid: AtomicI32::new(0),
@@ -78,7 +83,10 @@ impl Shared {
         let mut pending = self.pending();
         while let Some(event) = pending.next_unsent() {
             match ToEngine::Event(event.frame).send(&*engine, Some(event.fd.as_fd())) {
-                Ok(()) => pending.sent(),
+                Ok(()) => {
+                    pending.sent();
+                    reach(Point::HolderSent);
+                }
                 Err(error) => {
                     if error.kind() != io::ErrorKind::WouldBlock {
                         // ETOOMANYREFS passes with time; a dead engine is replaced.

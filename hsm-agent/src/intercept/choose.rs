@@ -12,24 +12,41 @@ pub struct Chosen {
     pub why: String,
 }
 
-/// The best tier for a pool. `programs` says why the kernel programs cannot be used for it. An error
-/// says why the tier that the pool insists on cannot be had.
-pub fn choose(pool: &PoolConfig, programs: Result<(), &str>) -> Result<Chosen, String> {
-    let user = |why: String| Ok(Chosen { tier: Tier::UserFilter, why });
-    let filter = || {
-        let why = "a kernel program looks at the marker at every open".to_owned();
-        Ok(Chosen { tier: Tier::LsmFilter, why })
-    };
-    match (pool.tier, programs) {
-        (TierChoice::UserFilter, _) => user("the configuration says so".to_owned()),
-        (TierChoice::LsmFilter, Ok(())) => filter(),
-        (TierChoice::LsmFilter, Err(why)) => Err(format!("tier lsm-filter cannot be had: {why}")),
-        (TierChoice::Auto, Err(why)) => user(format!("no lsm-filter: {why}")),
-        (TierChoice::Auto, Ok(())) if pool.recall == RecallMode::Range => {
-            user("recall = \"range\" needs it".to_owned())
+/// Why the parts of the kernel's side cannot be used for a pool, if they cannot.
+#[derive(Debug, Clone, Copy)]
+pub struct Able<'a> {
+    /// The LSM programs.
+    pub programs: Result<(), &'a str>,
+    /// Our kernel patches.
+    pub patches: Result<(), &'a str>,
+}
+
+/// The best tier for a pool. An error says why the tier that the pool insists on cannot be had.
+pub fn choose(pool: &PoolConfig, able: Able<'_>) -> Result<Chosen, String> {
+    let chosen = |tier, why: &str| Ok(Chosen { tier, why: why.to_owned() });
+    let refused = |tier: Tier, why: &str| Err(format!("tier {tier} cannot be had: {why}"));
+    let filter = "a kernel program looks at the marker at every open";
+    match (pool.tier, able.programs, able.patches) {
+        (TierChoice::UserFilter, ..) => chosen(Tier::UserFilter, "the configuration says so"),
+        (TierChoice::LsmFilter, Ok(()), _) => chosen(Tier::LsmFilter, filter),
+        (TierChoice::LsmFilter, Err(why), _) => refused(Tier::LsmFilter, why),
+        // The programs keep what the filter remembers about a file right, and guard its attributes.
+        (TierChoice::MarkFilter, Err(why), _) | (TierChoice::MarkFilter, _, Err(why)) => {
+            refused(Tier::MarkFilter, why)
         }
-        (TierChoice::Auto, Ok(())) if pool.early_answer => user("early_answer needs it".to_owned()),
-        (TierChoice::Auto, Ok(())) => filter(),
+        (TierChoice::MarkFilter | TierChoice::Auto, Ok(()), Ok(())) => {
+            chosen(Tier::MarkFilter, "the mark of the file system has a filter in the kernel")
+        }
+        (TierChoice::Auto, Err(why), _) => {
+            chosen(Tier::UserFilter, &format!("no lsm-filter: {why}"))
+        }
+        (TierChoice::Auto, Ok(()), _) if pool.recall == RecallMode::Range => {
+            chosen(Tier::UserFilter, "recall = \"range\" needs it")
+        }
+        (TierChoice::Auto, Ok(()), _) if pool.early_answer => {
+            chosen(Tier::UserFilter, "early_answer needs it")
+        }
+        (TierChoice::Auto, Ok(()), Err(_)) => chosen(Tier::LsmFilter, filter),
     }
 }
 
@@ -46,25 +63,40 @@ mod tests {
         config.pools.remove(0)
     }
 
-    fn tier(lines: &str, programs: Result<(), &str>) -> Option<Tier> {
-        choose(&pool(lines), programs).ok().map(|chosen| chosen.tier)
+    const ALL: Able<'_> = Able { programs: Ok(()), patches: Ok(()) };
+    const STOCK: Able<'_> = Able { programs: Ok(()), patches: Err("EINVAL") };
+    const NONE: Able<'_> = Able { programs: Err("EPERM"), patches: Err("EINVAL") };
+
+    fn tier(lines: &str, able: Able<'_>) -> Option<Tier> {
+        choose(&pool(lines), able).ok().map(|chosen| chosen.tier)
     }
 
     #[test]
     fn the_best_tier_that_can_do_what_the_pool_asks_for() {
-        assert_eq!(tier("", Ok(())), Some(Tier::LsmFilter));
-        assert_eq!(tier("recall = \"range\"", Ok(())), Some(Tier::UserFilter));
-        assert_eq!(tier("early_answer = true", Ok(())), Some(Tier::UserFilter));
-        assert_eq!(tier("tier = \"user-filter\"", Ok(())), Some(Tier::UserFilter));
-        assert_eq!(tier("tier = \"lsm-filter\"", Ok(())), Some(Tier::LsmFilter));
+        assert_eq!(tier("", STOCK), Some(Tier::LsmFilter));
+        assert_eq!(tier("recall = \"range\"", STOCK), Some(Tier::UserFilter));
+        assert_eq!(tier("early_answer = true", STOCK), Some(Tier::UserFilter));
+        for lines in ["", "recall = \"range\"", "early_answer = true", "recall = \"whole\""] {
+            assert_eq!(tier(lines, ALL), Some(Tier::MarkFilter), "{lines}");
+        }
+        for able in [ALL, STOCK] {
+            assert_eq!(tier("tier = \"user-filter\"", able), Some(Tier::UserFilter));
+            assert_eq!(tier("tier = \"lsm-filter\"", able), Some(Tier::LsmFilter));
+        }
+        assert_eq!(tier("tier = \"mark-filter\"", ALL), Some(Tier::MarkFilter));
     }
 
     #[test]
     fn without_programs_auto_falls_back_and_says_why_and_a_named_tier_does_not() {
-        let chosen = choose(&pool(""), Err("EPERM")).expect("falls back");
+        let chosen = choose(&pool(""), NONE).expect("falls back");
         assert_eq!(chosen.tier, Tier::UserFilter);
         assert!(chosen.why.contains("EPERM"));
-        let error = choose(&pool("tier = \"lsm-filter\""), Err("EPERM")).expect_err("refused");
+        let error = choose(&pool("tier = \"lsm-filter\""), NONE).expect_err("refused");
         assert!(error.contains("lsm-filter") && error.contains("EPERM"));
+        let error = choose(&pool("tier = \"mark-filter\""), STOCK).expect_err("refused");
+        assert!(error.contains("mark-filter") && error.contains("EINVAL"));
+        let unguarded = Able { programs: Err("EPERM"), patches: Ok(()) };
+        assert_eq!(tier("tier = \"mark-filter\"", unguarded), None);
+        assert_eq!(tier("", unguarded), Some(Tier::UserFilter));
     }
 }

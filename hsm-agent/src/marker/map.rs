@@ -114,6 +114,16 @@ impl ResidencyMap {
         Ok(Self { epoch, size, chunk_shift, chunks, bits })
     }
 
+    /// Size of the file in bytes, when it was released.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Chunk size as a power of two.
+    pub fn chunk_shift(&self) -> u8 {
+        self.chunk_shift
+    }
+
     /// Number of chunks of the file.
     pub fn chunks(&self) -> u32 {
         self.chunks

@@ -23,6 +23,7 @@ use std::time::Duration;
 use crate::catalog::{Batch, FileRow};
 use crate::core::{Event, FileKey, FileState};
 use crate::daemon::pool::{FileRef, Pool};
+use crate::failpoint::{Point, reach};
 use crate::marker::{InodeError, InodeFd};
 use crate::sys::{inode, lease};
 
@@ -84,7 +85,9 @@ impl Settle {
         }
         let fd = InodeFd::Path(self.path.as_fd());
         pool.attributes.remove_marker(fd)?;
+        reach(Point::RecallUnmarked);
         pool.attributes.remove_map(fd)?;
+        reach(Point::RecallUnmapped);
         self.stage = Stage::Cleared(self.row(pool));
         Ok(())
     }
@@ -212,12 +215,14 @@ type Attempt = (Settle, Result<(), SettleError>);
 
 fn settle(pool: &Arc<Pool>, device: &OwnedFd, mut batch: Vec<Attempt>, mut catalogue: Batch) {
     sync(device, &mut batch, |stage| matches!(stage, Stage::Placed));
+    reach(Point::SettleSynced);
     for (settle, result) in &mut batch {
         if result.is_ok() {
             *result = settle.clear(pool).map_err(SettleError::from);
         }
     }
     sync(device, &mut batch, |stage| matches!(stage, Stage::Cleared(_)));
+    reach(Point::SettleDurable);
     for (mut settle, result) in batch {
         catalogue.upserts.extend(settle.take_row());
         finish(pool, &settle, result);
@@ -225,6 +230,7 @@ fn settle(pool: &Arc<Pool>, device: &OwnedFd, mut batch: Vec<Attempt>, mut catal
     if let Err(error) = pool.catalog.commit(&catalogue) {
         tracing::warn!(%error, "catalogue not updated; `hsm scan` will");
     }
+    reach(Point::SettleCommitted);
 }
 
 /// One by one if there are few, otherwise all at once.
@@ -250,6 +256,7 @@ fn finish(pool: &Arc<Pool>, settle: &Settle, result: Result<(), SettleError>) {
     if let Err(error) = lease::unset(settle.lease.as_fd()) {
         tracing::warn!(%error, "read lease not dropped");
     }
+    reach(Point::SettleUnleased);
     pool.settler.leases().remove(&settle.file.key);
     let errno = result.map_err(|error| {
         let file = pool.name_of(settle.path.as_fd());

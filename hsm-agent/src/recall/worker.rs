@@ -12,6 +12,7 @@ use super::progress::Underway;
 use super::settle::{Settle, Stage};
 use crate::core::{Recalled, Want};
 use crate::daemon::pool::{FileRef, Pool};
+use crate::failpoint::{Point, reach};
 use crate::marker::{InodeFd, Marker, MarkerState, Owner, ResidencyMap};
 use crate::release::read_full;
 use crate::store::StoreError;
@@ -70,6 +71,7 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
     let underway = pool.progress.begin(&job.file.key);
     let filling = Filling { pool, object: &object, fd: fd.as_fd(), progress: &underway };
     filling.compare(&leftovers, &map)?;
+    reach(Point::RecallOpened);
     let bytes = match filling.run(&chunks) {
         Ok(bytes) => bytes,
         Err(e) => {
@@ -80,7 +82,9 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
             return Err(e);
         }
     };
+    reach(Point::RecallFilled);
     inode::restore_times(&fd, &before).map_err(local("the times cannot be restored"))?;
+    reach(Point::RecallTimed);
     if bytes > WRITE_BACK {
         // A write error that was met early is told to descriptors that were open then. The one that
         // the file settles with may be younger: so this one, which wrote, asks.
@@ -97,8 +101,11 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
 /// count, and a truncation may have been on its way when the file was released). An empty file needs
 /// no bytes: it is ordinary.
 fn truncated(pool: &Pool, path: BorrowedFd<'_>) -> Result<RecallOutcome, RecallError> {
+    // A crash from here on finds the file still empty, and the marker or not.
     pool.attributes.remove_marker(InodeFd::Path(path))?;
+    reach(Point::EmptiedUnmarked);
     pool.attributes.remove_map(InodeFd::Path(path))?;
+    reach(Point::EmptiedUnmapped);
     let fd = inode::reopen(path, rustix::fs::OFlags::RDONLY)
         .map_err(local("the file cannot be opened"))?;
     rustix::fs::fsync(&fd)
@@ -237,6 +244,7 @@ impl Filling<'_> {
             bytes += piece.len() as u64;
         }
         self.progress.step(bytes);
+        reach(Point::RecallChunk);
         Ok(bytes)
     }
 
@@ -273,6 +281,7 @@ fn take_back(fd: &OwnedFd, object: &ObjectReader, chunks: &[u64], before: &Stat)
             break;
         }
     }
+    reach(Point::RecallTakenBack);
     let _ = inode::restore_times(fd, before);
 }
 
@@ -305,10 +314,12 @@ fn whole(
     // From here on a writer has to wait in the kernel until the lease goes, which is when nothing can
     // bring the marker back. Writers who are past that point already make it fail.
     if lease::set(settle.lease.as_fd(), lease::LeaseKind::Read).unwrap_or(false) {
+        reach(Point::RecallLeased);
         return Ok(RecallOutcome { recalled: Recalled::Settling, settle: Some(settle), bytes });
     }
     clear_durably(pool, &mut settle)?;
     settle.sync().map_err(local("the marker's removal cannot be made durable"))?;
+    reach(Point::RecallDurable);
     // The state machine still says "recalling": no release can start before the readers go on.
     pool.pass_over(InodeFd::Open(settle.lease.as_fd()));
     pool.settler.note(settle.take_row());
@@ -318,6 +329,7 @@ fn whole(
 fn clear_durably(pool: &Pool, settle: &mut Settle) -> Result<(), RecallError> {
     if matches!(settle.stage, Stage::Placed) {
         settle.sync().map_err(local("the data cannot be made durable"))?;
+        reach(Point::RecallSynced);
         settle.clear(pool)?;
     }
     Ok(())
@@ -342,10 +354,15 @@ fn partial(
     }
     rustix::fs::fdatasync(&fd).map_err(|e| local("the data cannot be made durable")(e.into()))?;
     // A crash here leaves resident chunks that the map does not know: they are recalled again.
+    reach(Point::PartialSynced);
     let open = InodeFd::Open(fd.as_fd());
     pool.attributes.set_map(open, &map)?;
+    // A crash here leaves a marker that says offline, and beside it a map that is true.
+    reach(Point::PartialMapped);
     if marker.state != MarkerState::Partial {
         pool.attributes.set_marker(open, &Marker { state: MarkerState::Partial, ..*marker })?;
     }
+    reach(Point::PartialMarked);
+    pool.resident(open, &map);
     Ok(RecallOutcome { recalled: Recalled::Partial(covered), settle: None, bytes })
 }

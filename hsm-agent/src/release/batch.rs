@@ -13,6 +13,7 @@ use crate::daemon::dispatch::Claim;
 use crate::daemon::metrics::add;
 use crate::daemon::outcome::{Candidate, FileOutcome, Stop};
 use crate::daemon::pool::{Pool, now_ns};
+use crate::failpoint::{Point, reach};
 use crate::marker::{ArchivedCopy, InodeFd, Marker, MarkerFlags, MarkerState, Owner};
 use crate::store::object::chunk_shift_for;
 use crate::sys::inode::Stat;
@@ -157,6 +158,7 @@ fn acquire(
     if space::is_preallocated(stat.size, stat.allocated) {
         trim(pool, &file)?;
     }
+    reach(Point::ReleaseLeased);
     Ok(file)
 }
 
@@ -168,7 +170,9 @@ fn trim(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
     let open = InodeFd::Open(file.fd.as_fd());
     let failed = |e: std::io::Error| FileOutcome::io("preallocated blocks cannot be freed", &e);
     pool.pass_over(open);
+    // A crash in between leaves a local file whose mtime has moved: it is archived again.
     let trimmed = space::trim(&*file.fd, file.stat.size)
+        .inspect(|()| reach(Point::ReleaseTrimmed))
         .and_then(|()| inode::restore_times(&*file.fd, &file.stat));
     pool.watch(open).map_err(failed)?;
     trimmed.map_err(failed)?;
@@ -226,6 +230,7 @@ fn commit(
             return ready.into_iter().map(failed).collect();
         }
     };
+    reach(Point::ReleaseIntended);
     // Step 6: the data, the markers, and only then the punch, each on the device before the next begins.
     // A crash between marker and punch leaves an offline file with its data still there:
     // the copy in the store is identical, and recall writes the same bytes over it.
@@ -235,22 +240,24 @@ fn commit(
         pool.own_root().map_err(|e| FileOutcome::io("the mount point cannot be opened", &e));
     let written =
         device.as_ref().map_err(Clone::clone).and_then(|device| write_out(device, &ready));
+    reach(Point::ReleaseWritten);
     let mark = |(_, file): &(usize, Ready)| written.clone().and_then(|()| mark(pool, file));
     let marked: Vec<_> = ready.iter().map(mark).collect();
     let fds: Vec<_> = ready.iter().map(|(_, file)| &*file.fd).collect();
     let synced = device.and_then(|device| sync(&device, &fds, "the marker cannot be made durable"));
+    reach(Point::ReleaseSynced);
     let mut catalogue = Batch::default();
     let mut outcomes = Vec::new();
     for (((index, file), marked), intent) in ready.into_iter().zip(marked).zip(intents) {
-        let result = marked
-            .and_then(|()| synced.clone())
-            .map_err(Abort::Undo)
-            .and_then(|()| take_away(&file).map(|stat| row(pool, &batch[index], &file, &stat)));
+        let result = marked.and_then(|()| synced.clone()).map_err(Abort::Undo).and_then(|()| {
+            take_away(pool, &file).map(|stat| row(pool, &batch[index], &file, &stat))
+        });
         outcomes.push((index, finish(pool, &file, result, intent, &mut catalogue)));
     }
     if let Err(error) = pool.catalog.commit(&catalogue) {
         tracing::warn!(%error, "catalogue not updated; the next start will");
     }
+    reach(Point::ReleaseCommitted);
     outcomes
 }
 
@@ -282,6 +289,7 @@ fn mark(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
         pool.attributes.remove_map(open)?;
     }
     pool.attributes.set_marker(open, &marker)?;
+    reach(Point::ReleaseMarked);
     Ok(())
 }
 
@@ -315,20 +323,31 @@ enum Abort {
 /// Steps 7 and 8: the lease again, then the punch. An opener who passed the kernel's check before
 /// the watch was in place has raised the inode's open count by now, so that the lease fails; one
 /// who broke the lease since is seen too. One who comes later waits for our answer.
-fn take_away(file: &Ready) -> Result<Stat, Abort> {
+fn take_away(pool: &Pool, file: &Ready) -> Result<Stat, Abort> {
     let again = file.lease.retake();
     let again = again.map_err(|e| Abort::Undo(FileOutcome::io("no lease on the file", &e)))?;
     if !again {
         return Err(Abort::Undo(open_elsewhere()));
     }
-    let punched = file.lease.while_intact(|| space::punch_all(&*file.fd, file.stat.size));
+    reach(Point::ReleaseRetaken);
+    let punched = file.lease.while_intact(|| punch(pool, &file.fd, file.stat.size));
     let keep = |what: &'static str| move |e: std::io::Error| Abort::Keep(FileOutcome::io(what, &e));
     punched
         .ok_or_else(|| Abort::Undo(open_elsewhere()))?
         .map_err(keep("the data cannot be taken away"))?;
-    // A crash here leaves other times on a good stub. The object has the right ones.
+    // A crash here leaves another mtime on a good stub. The record has the right one, and recovery
+    // puts it back.
+    reach(Point::ReleasePunched);
     inode::restore_times(&*file.fd, &file.stat).map_err(keep("the times cannot be restored"))?;
+    reach(Point::ReleaseTimed);
     inode::stat(&*file.fd).map_err(keep("the file cannot be examined"))
+}
+
+/// What the kernel knows as resident must be forgotten before it is not; by whom it could be read, the
+/// lease keeps out.
+fn punch(pool: &Pool, fd: &OwnedFd, size: u64) -> std::io::Result<()> {
+    pool.nothing_resident(InodeFd::Open(fd.as_fd()))?;
+    space::punch_all(fd, size)
 }
 
 fn row(pool: &Pool, candidate: &Candidate, file: &Ready, stat: &Stat) -> FileRow {
@@ -365,9 +384,11 @@ fn finish(
             // commits there only what the data needs), and a power cut would bring the marker back
             // over his bytes.
             let removed = pool.attributes.remove_marker(InodeFd::Open(file.fd.as_fd()));
+            reach(Point::ReleaseUnmarked);
             let removed = removed
                 .map_err(|e| e.to_string())
                 .and_then(|_| rustix::fs::fsync(&*file.fd).map_err(|e| e.to_string()));
+            reach(Point::ReleaseUndone);
             match removed {
                 Ok(()) => catalogue.finished.push(intent),
                 // The file is offline for everybody, and its data will be recalled.
@@ -398,6 +419,7 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate, patience: Instant) -> Op
     }
     // The marker may have been set by a process that died before its sync.
     rustix::fs::fsync(&*fd).ok()?;
+    reach(Point::RecoverSynced);
     // Somebody may have written since: while nobody watched, or because the release had turned back and
     // its marker came back with a power cut. mtime cannot tell: an fdatasync makes bytes durable
     // without it. So what is there is taken away only if the object has it.
@@ -415,10 +437,13 @@ pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate, patience: Instant) -> Op
     if !lease.retake().ok()? {
         return None;
     }
-    lease.while_intact(|| space::punch_all(&*fd, stat.size))?.ok()?;
+    reach(Point::RecoverCompared);
+    lease.while_intact(|| punch(pool, &fd, stat.size))?.ok()?;
+    reach(Point::RecoverPunched);
     // The times as they were: the crash may have come before they were restored.
     let before = Stat { mtime_ns: copy.version.mtime_ns, ..stat };
     inode::restore_times(&*fd, &before).ok()?;
+    reach(Point::RecoverTimed);
     let file = Ready { lease, fd, stat, copy, generation, map: false, _claim: claim };
     let now = inode::stat(&*file.fd).ok()?;
     Some(row(pool, candidate, &file, &now))

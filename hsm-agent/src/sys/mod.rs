@@ -11,12 +11,12 @@ pub mod inherited;
 pub mod inode;
 pub mod invisible;
 pub mod lease;
+pub mod local_storage;
 pub mod message;
 pub mod probe;
 pub mod process;
 pub mod signal;
 pub mod space;
-pub mod task_storage;
 pub mod xattr;
 
 use std::io;

@@ -38,6 +38,22 @@ pub fn pre_content(directory: &Path) -> io::Result<Support> {
     }
 }
 
+/// Whether marks can have BPF filters (docs/KERNEL-PATCHES.md). Needs CAP_SYS_ADMIN. A kernel that knows
+/// them says that the new group has none, before it looks for what is to be marked.
+pub fn mark_filters() -> io::Result<Support> {
+    let group = match Group::new(GroupOptions { class: Class::PreContent, nonblock: true }) {
+        Ok(group) => group,
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(Support::No),
+        Err(e) => return Err(e),
+    };
+    match group.filter_filesystem(group.as_fd(), EventMask::PRE_ACCESS) {
+        Ok(()) => Err(io::Error::other("a group without a filter was given a mark with one")),
+        Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => Ok(Support::Yes),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Support::No),
+        Err(e) => Err(e),
+    }
+}
+
 /// Seconds that the kernel lets an opener wait for a lease.
 pub fn lease_break_time() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time")?;

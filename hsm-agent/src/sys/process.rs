@@ -13,6 +13,15 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// Numbers of the descriptors that this process has open.
+pub fn descriptors() -> std::io::Result<Vec<i32>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(numbers)
+}
+
 /// Gives the calling thread the lowest real-time priority, not inherited by children: it runs as soon as
 /// it has something to do, before all ordinary threads. Needs CAP_SYS_NICE.
 #[expect(unsafe_code, reason = "a system call without a safe wrapper elsewhere")]

@@ -72,7 +72,7 @@ fn examine(context: &Context, config: &Result<Config, ConfigError>) -> Result<Re
     }
     let programs = kernel_programs();
     checks.push(programs_check(&programs));
-    Ok(Report::new(checks, tiers(privileged, &pools, &programs)))
+    Ok(Report::new(checks, tiers(privileged, &pools, &programs, &bpf::filter_probe())))
 }
 
 fn configuration(context: &Context, config: &Result<Config, ConfigError>) -> Check {
@@ -165,8 +165,12 @@ fn programs_check(programs: &Result<(), String>) -> Check {
 }
 
 /// Every tier, best first, with the verdict and its reason.
-fn tiers(privileged: bool, pools: &[Interceptable], programs: &Result<(), String>) -> Vec<Tier> {
-    const NO_PATCHES: &str = "needs hsm's kernel patches, which this build does not use yet";
+fn tiers(
+    privileged: bool,
+    pools: &[Interceptable],
+    programs: &Result<(), String>,
+    patches: &Result<(), String>,
+) -> Vec<Tier> {
     let lame: Vec<&str> = pools.iter().filter(|p| !p.works).map(|p| p.pool.as_str()).collect();
     let (works, why) = if !privileged {
         (false, "the agent's privileges are missing".to_owned())
@@ -177,14 +181,19 @@ fn tiers(privileged: bool, pools: &[Interceptable], programs: &Result<(), String
     } else {
         (true, "the agent looks at the marker; one round trip per cached inode".to_owned())
     };
-    let filter = match programs {
-        Ok(()) if works => (true, "a kernel program looks at the marker at every open".to_owned()),
-        Ok(()) => (false, why.clone()),
-        Err(why) => (false, why.clone()),
+    let with = |name, needed: &[&Result<(), String>], good: &str| {
+        let lacking = needed.iter().find_map(|part| part.as_ref().err());
+        match lacking {
+            Some(lacking) => Tier { name, works: false, why: lacking.clone() },
+            None if works => Tier { name, works, why: good.to_owned() },
+            None => Tier { name, works, why: why.clone() },
+        }
     };
+    let mark = "the kernel asks about accesses to offline files, and about no others";
+    let lsm = "a kernel program looks at the marker at every open";
     vec![
-        Tier { name: "mark-filter", works: false, why: NO_PATCHES.to_owned() },
-        Tier { name: "lsm-filter", works: filter.0, why: filter.1 },
+        with("mark-filter", &[patches, programs], mark),
+        with("lsm-filter", &[programs], lsm),
         Tier { name: "user-filter", works, why },
     ]
 }
@@ -197,7 +206,8 @@ mod tests {
     fn the_tier_needs_privileges_and_every_pool() {
         let pool = |name: &str, works| Interceptable { pool: name.into(), works };
         let verdict = |privileged, pools: &[Interceptable]| {
-            let tier = tiers(privileged, pools, &Ok(())).pop().expect("user-filter is last");
+            let tier =
+                tiers(privileged, pools, &Ok(()), &Ok(())).pop().expect("user-filter is last");
             assert_eq!(tier.name, "user-filter");
             (tier.works, tier.why)
         };
@@ -211,11 +221,18 @@ mod tests {
     #[test]
     fn better_tiers_say_why_not() {
         let pools = [Interceptable { pool: "a".into(), works: true }];
-        let tiers_with = |programs| tiers(true, &pools, &programs);
-        let [mark, lsm, user] = tiers_with(Err("EPERM".into())).try_into().expect("three");
-        assert!(!mark.works && mark.why.contains("patches"));
+        let tiers_with = |programs: Result<(), &str>, patches: Result<(), &str>| {
+            let owned = |part: Result<(), &str>| part.map_err(str::to_owned);
+            let tiers = tiers(true, &pools, &owned(programs), &owned(patches));
+            <[Tier; 3]>::try_from(tiers).expect("three")
+        };
+        let [mark, lsm, user] = tiers_with(Err("EPERM"), Ok(()));
+        assert!(!mark.works && mark.why == "EPERM");
         assert!(!lsm.works && lsm.why == "EPERM");
         assert!(user.works);
-        assert!(tiers_with(Ok(()))[1].works);
+        let [mark, lsm, _] = tiers_with(Ok(()), Err("ENOSYS"));
+        assert!(!mark.works && mark.why == "ENOSYS");
+        assert!(lsm.works);
+        assert!(tiers_with(Ok(()), Ok(())).iter().all(|tier| tier.works));
     }
 }

@@ -47,7 +47,7 @@ pub(super) fn build(index: usize, raw: RawPool, findings: &mut Findings<'_>) -> 
     }
     store::check(index, raw.store.as_ref(), findings);
     PoolConfig {
-        range_programs: range_programs(index, raw.recall, raw.range_programs, findings),
+        range_programs: range_programs(index, raw.recall, raw.tier, raw.range_programs, findings),
         compression: compression(index, &raw.compression, raw.compression_level, findings),
         name: raw.name,
         mount: raw.mount,
@@ -115,22 +115,27 @@ fn check_marker(key: &str, marker: &str, findings: &mut Findings<'_>) {
 fn range_programs(
     index: usize,
     recall: RecallMode,
+    tier: TierChoice,
     programs: Vec<std::path::PathBuf>,
     findings: &mut Findings<'_>,
 ) -> RangePrograms {
     let key = format!("pool[{index}].range_programs");
     let size_key = format!("pool[{index}].range_min_size");
     let hint = "add recall = \"range\", or remove the key";
-    if recall == RecallMode::Whole && !programs.is_empty() {
-        findings.error(&key, "has no meaning with recall = \"whole\"", hint);
+    if recall != RecallMode::Range && !programs.is_empty() {
+        findings.error(&key, "has a meaning with recall = \"range\" only", hint);
     }
     if recall == RecallMode::Whole && findings.origins.sets(&size_key) {
         findings.error(&size_key, "has no meaning with recall = \"whole\"", hint);
     }
-    if recall == RecallMode::Range && programs.is_empty() {
+    if recall == RecallMode::Range && tier != TierChoice::MarkFilter && programs.is_empty() {
         let hint = "name the programs that may read ranges in range_programs";
         let recall_key = format!("pool[{index}].recall");
-        findings.warning(&recall_key, "no program may read ranges: all files come whole", hint);
+        findings.warning(
+            &recall_key,
+            "no program may read ranges, unless the tier is mark-filter",
+            hint,
+        );
     }
     let all = programs.iter().any(|program| program.as_os_str() == "*");
     if all {

@@ -14,6 +14,7 @@ use crate::control::{ApiError, ApiErrorKind};
 use crate::core::FileState;
 use crate::daemon::outcome::{Candidate, FileOutcome};
 use crate::daemon::pool::{Pool, now_ns};
+use crate::failpoint::{Point, reach};
 use crate::marker::InodeFd;
 use crate::scanner::{Found, Walker};
 use crate::sys::handle;
@@ -47,7 +48,9 @@ struct Scan<'a> {
 impl Scan<'_> {
     fn run(mut self) -> Result<(), CatalogError> {
         if self.job.request.rebuild && !self.job.request.dry_run {
+            // From here on the index does not count as complete: a crash deletes no object.
             self.pool.catalog.clear_files()?;
+            reach(Point::ScanEmptied);
         }
         let all = GlobSet::empty();
         let mount = self.pool.mount();
@@ -73,8 +76,10 @@ impl Scan<'_> {
         });
         result?;
         self.write()?;
+        reach(Point::ScanWritten);
         if flow.is_continue() && !self.job.request.dry_run {
             self.forget_the_gone()?;
+            reach(Point::ScanForgotten);
             self.pool.catalog.set_complete(true)?;
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! Constants of `include/uapi/linux/fanotify.h` and the answer encoding.
+//! Constants of `include/uapi/linux/fanotify.h` and the answer encoding. Those that only our kernel
+//! patches know (docs/KERNEL-PATCHES.md) say so.
 
 use bitflags::bitflags;
 
@@ -17,6 +18,9 @@ pub(crate) const UNLIMITED_QUEUE: u32 = 0x10;
 pub(crate) const UNLIMITED_MARKS: u32 = 0x20;
 /// A descriptor that could not be opened is reported as `-errno` instead of ending the read.
 pub(crate) const REPORT_FD_ERROR: u32 = 0x2000;
+/// `FAN_FAIL_CLOSED` of our patches: what waits in the group when it is closed, and what its marks of
+/// whole file systems would have asked about afterwards, is denied with EIO.
+pub(crate) const FAIL_CLOSED: u32 = 0x8000;
 
 pub(crate) const MARK_ADD: u32 = 0x1;
 pub(crate) const MARK_REMOVE: u32 = 0x2;
@@ -25,6 +29,8 @@ pub(crate) const MARK_FLUSH: u32 = 0x80;
 pub(crate) const MARK_FILESYSTEM: u32 = 0x100;
 pub(crate) const MARK_EVICTABLE: u32 = 0x200;
 pub(crate) const MARK_IGNORE: u32 = 0x400;
+/// `FAN_MARK_FILTER` of our patches: the group's BPF filter decides which accesses become events.
+pub(crate) const MARK_FILTER: u32 = 0x800;
 
 const ALLOW: u32 = 0x1;
 const DENY: u32 = 0x2;
@@ -47,6 +53,9 @@ bitflags! {
         const OPEN_EXEC_PERM = 0x0004_0000;
         /// `FAN_PRE_ACCESS`: an access to a range of the content waits for an answer.
         const PRE_ACCESS = 0x0010_0000;
+        /// `FAN_PRE_MODIFY` of our patches, always beside [`Self::PRE_ACCESS`]: the access may change
+        /// the content.
+        const PRE_MODIFY = 0x0020_0000;
         /// Bits that this build has no name for stay visible.
         const _ = !0;
     }
@@ -55,7 +64,9 @@ bitflags! {
 impl EventMask {
     /// Whether somebody waits for an answer to an event with this mask.
     pub fn wants_answer(self) -> bool {
-        self.intersects(Self::OPEN_PERM | Self::OPEN_EXEC_PERM | Self::PRE_ACCESS)
+        self.intersects(
+            Self::OPEN_PERM | Self::OPEN_EXEC_PERM | Self::PRE_ACCESS | Self::PRE_MODIFY,
+        )
     }
 }
 

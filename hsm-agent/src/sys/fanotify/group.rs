@@ -5,6 +5,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+
 use super::abi::{self, EventMask, Verdict};
 use crate::sys::check;
 
@@ -19,6 +22,9 @@ pub const EVENT_BUFFER: usize = 48;
 pub enum Class {
     /// Permission and pre-content events; event descriptors are read-only.
     PreContent,
+    /// The same for a kernel with our patches; when the group is closed, its watches of whole file
+    /// systems stay and deny. `EINVAL` on other kernels.
+    FailClosed,
     /// Notifications only; event descriptors are read-write and, like all event descriptors,
     /// raise no events themselves.
     NotifyReadWrite,
@@ -34,10 +40,11 @@ pub struct GroupOptions {
 }
 
 /// An fanotify group. Dropping the last descriptor of a group removes its marks, and the stock
-/// kernel *allows* what still waits: answer everything first.
+/// kernel *allows* what still waits: answer everything first. (Not so with [`Class::FailClosed`].)
 #[derive(Debug)]
 pub struct Group {
     fd: OwnedFd,
+    class: Class,
 }
 
 /// What a mark is put on: an open descriptor (not `O_PATH`), or what a path leads to.
@@ -49,11 +56,21 @@ pub enum MarkTarget<'a> {
     Path(BorrowedFd<'a>),
 }
 
+impl MarkTarget<'_> {
+    /// The descriptor itself.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Fd(fd) | Self::Path(fd) => *fd,
+        }
+    }
+}
+
 impl Group {
     /// `fanotify_init(2)`. Needs CAP_SYS_ADMIN; `EINVAL` for pre-content on a kernel without it.
     pub fn new(options: GroupOptions) -> io::Result<Self> {
         let class = match options.class {
             Class::PreContent => abi::CLASS_PRE_CONTENT | abi::REPORT_FD_ERROR,
+            Class::FailClosed => abi::CLASS_PRE_CONTENT | abi::REPORT_FD_ERROR | abi::FAIL_CLOSED,
             // An event descriptor must never wait for somebody's lease: O_NONBLOCK below.
             Class::NotifyReadWrite => abi::CLASS_NOTIF | abi::REPORT_FD_ERROR,
         };
@@ -62,29 +79,41 @@ impl Group {
             | libc::O_CLOEXEC
             | libc::O_NOATIME
             | match options.class {
-                Class::PreContent => libc::O_RDONLY,
+                Class::PreContent | Class::FailClosed => libc::O_RDONLY,
                 Class::NotifyReadWrite => libc::O_RDWR | libc::O_NONBLOCK,
             };
         let flags = class | block | abi::CLOEXEC | abi::UNLIMITED_QUEUE | abi::UNLIMITED_MARKS;
         // SAFETY: no pointers are passed; the result is checked.
         let fd = check(unsafe { libc::fanotify_init(flags, event_flags as u32) })?;
         // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, class: options.class })
     }
 
-    /// Wraps a group descriptor that another process handed over.
-    pub fn from_fd(fd: OwnedFd) -> Self {
-        Self { fd }
+    /// Wraps the descriptor of a group of this class that another process made.
+    pub fn from_fd(fd: OwnedFd, class: Class) -> Self {
+        Self { fd, class }
+    }
+
+    /// Whether the kernel denies by itself once the group is closed.
+    pub fn fails_closed(&self) -> bool {
+        self.class == Class::FailClosed
     }
 
     /// A second descriptor of the same group.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { fd: self.fd.try_clone()? })
+        Ok(Self { fd: self.fd.try_clone()?, class: self.class })
     }
 
     /// Marks the whole file system that `target` is on.
     pub fn watch_filesystem(&self, target: BorrowedFd<'_>, mask: EventMask) -> io::Result<()> {
         self.mark(abi::MARK_ADD | abi::MARK_FILESYSTEM, mask, MarkTarget::Fd(target))
+    }
+
+    /// Marks the whole file system that `target` is on; the group's BPF filter decides what becomes an
+    /// event. `ENOLINK`: the group has no filter. `EINVAL`: the kernel knows no filters.
+    pub fn filter_filesystem(&self, target: BorrowedFd<'_>, mask: EventMask) -> io::Result<()> {
+        let flags = abi::MARK_ADD | abi::MARK_FILESYSTEM | abi::MARK_FILTER;
+        self.mark(flags, mask, MarkTarget::Fd(target))
     }
 
     /// Takes the mark of the whole file system away.
@@ -148,6 +177,19 @@ impl Group {
     /// Reads events into `buf`; returns the bytes. The descriptors inside belong to the caller.
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::io::read(&self.fd, buf)?)
+    }
+
+    /// Waits until an event is queued.
+    pub fn wait(&self) -> io::Result<()> {
+        let mut queued = [PollFd::new(&self.fd, PollFlags::IN)];
+        poll(&mut queued, None)?;
+        Ok(())
+    }
+
+    /// Whether an event is queued.
+    pub fn has_events(&self) -> bool {
+        let mut queued = [PollFd::new(&self.fd, PollFlags::IN)];
+        matches!(poll(&mut queued, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(n) if n > 0)
     }
 
     /// Answers the permission event that was delivered with descriptor number `event_fd`.

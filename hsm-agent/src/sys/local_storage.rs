@@ -1,6 +1,9 @@
-//! Maps of values that belong to processes (`BPF_MAP_TYPE_TASK_STORAGE`), which aya has no type for.
+//! Maps of values that belong to processes (`BPF_MAP_TYPE_TASK_STORAGE`) or inodes
+//! (`BPF_MAP_TYPE_INODE_STORAGE`), which aya has no types for.
 //!
-//! The key is a pidfd: the value is kept in the kernel's process itself, and goes with it.
+//! The key is a descriptor, a pidfd or one of a file; `O_PATH` will do, the kernel asks for nothing that
+//! the file can do. The value is kept in the kernel's process or inode itself, and goes with it: that of
+//! an inode when it leaves memory, which it does not while somebody has it open.
 
 #![expect(unsafe_code, reason = "system calls without a safe wrapper elsewhere")]
 
@@ -11,10 +14,15 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 /// `BPF_MAP_UPDATE_ELEM`.
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+/// `BPF_MAP_DELETE_ELEM`.
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 /// `BPF_OBJ_GET_INFO_BY_FD`.
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 /// `BPF_MAP_TYPE_TASK_STORAGE`.
 const BPF_MAP_TYPE_TASK_STORAGE: u32 = 29;
+
+/// `BPF_MAP_TYPE_INODE_STORAGE`.
+const BPF_MAP_TYPE_INODE_STORAGE: u32 = 28;
 
 /// The part of `union bpf_attr` that the calls on a map's elements read.
 #[repr(C)]
@@ -44,11 +52,17 @@ struct MapInfo {
     value_size: u32,
 }
 
-/// A map of task storage whose values have `N` bytes.
+/// A map of values of `N` bytes that belong to objects of the kernel.
 #[derive(Debug)]
-pub struct TaskStorage<const N: usize>(OwnedFd);
+pub struct LocalStorage<const KIND: u32, const N: usize>(OwnedFd);
 
-impl<const N: usize> TaskStorage<N> {
+/// Values of processes.
+pub type TaskStorage<const N: usize> = LocalStorage<BPF_MAP_TYPE_TASK_STORAGE, N>;
+
+/// Values of inodes.
+pub type InodeStorage<const N: usize> = LocalStorage<BPF_MAP_TYPE_INODE_STORAGE, N>;
+
+impl<const KIND: u32, const N: usize> LocalStorage<KIND, N> {
     /// Takes the map; an error when it is none, or its values have another size.
     pub fn new(map: OwnedFd) -> io::Result<Self> {
         let mut info = MapInfo::default();
@@ -56,16 +70,20 @@ impl<const N: usize> TaskStorage<N> {
             InfoAttr { fd: map.as_raw_fd().cast_unsigned(), len: 16, info: (&raw mut info) as u64 };
         // SAFETY: the kernel writes at most `len` bytes to `info`, which has as many.
         unsafe { call(BPF_OBJ_GET_INFO_BY_FD, &attr) }?;
-        if info.kind == BPF_MAP_TYPE_TASK_STORAGE && info.value_size as usize == N {
+        if info.kind == KIND && info.value_size as usize == N {
             Ok(Self(map))
         } else {
-            Err(io::Error::other("this is no map of task storage with values of the right size"))
+            let found = format!(
+                "a map of type {KIND} with values of {N} bytes was expected, not of type {} with {}",
+                info.kind, info.value_size
+            );
+            Err(io::Error::other(found))
         }
     }
 
-    /// The value of a process; `None`: it has none.
-    pub fn get(&self, process: impl AsFd) -> io::Result<Option<[u8; N]>> {
-        let key = process.as_fd().as_raw_fd();
+    /// The value of an object; `None`: it has none.
+    pub fn get(&self, object: impl AsFd) -> io::Result<Option<[u8; N]>> {
+        let key = object.as_fd().as_raw_fd();
         let mut value = [0; N];
         let attr = self.attr(&key, (&raw mut value) as u64);
         // SAFETY: the kernel reads a descriptor and writes a value, whose size was checked.
@@ -76,12 +94,23 @@ impl<const N: usize> TaskStorage<N> {
         }
     }
 
-    /// Sets the value of a process.
-    pub fn set(&self, process: impl AsFd, value: &[u8; N]) -> io::Result<()> {
-        let key = process.as_fd().as_raw_fd();
+    /// Sets the value of an object; who looks finds the old one or this one, whole.
+    pub fn set(&self, object: impl AsFd, value: &[u8; N]) -> io::Result<()> {
+        let key = object.as_fd().as_raw_fd();
         let attr = self.attr(&key, (&raw const *value) as u64);
         // SAFETY: the kernel reads a descriptor and a value, whose size was checked.
         unsafe { call(BPF_MAP_UPDATE_ELEM, &attr) }
+    }
+
+    /// Takes the value away. `false`: there was none.
+    pub fn delete(&self, object: impl AsFd) -> io::Result<bool> {
+        let key = object.as_fd().as_raw_fd();
+        // SAFETY: the kernel reads a descriptor, and no value.
+        match unsafe { call(BPF_MAP_DELETE_ELEM, &self.attr(&key, 0)) } {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     fn attr(&self, key: &i32, value: u64) -> ElementAttr {
@@ -107,6 +136,8 @@ mod tests {
     #[test]
     fn what_is_no_such_map_is_refused() {
         let file = std::fs::File::open("/dev/null").expect("a file");
-        assert!(TaskStorage::<16>::new(file.into()).is_err());
+        let file = OwnedFd::from(file);
+        assert!(TaskStorage::<16>::new(file.try_clone().expect("another")).is_err());
+        assert!(InodeStorage::<8>::new(file).is_err());
     }
 }
