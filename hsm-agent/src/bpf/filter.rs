@@ -30,7 +30,7 @@ pub struct Filter {
 
 impl Filter {
     /// Loads the programs for this group, which has no marks yet, and pins them beside earlier ones of
-    /// this name (that of the pool). Then the group can mark: FAN_PRE_ACCESS and FAN_PRE_MODIFY, without
+    /// this name (that of the pool); a group that has its filter already gets these programs. Then the group can mark: FAN_PRE_ACCESS and FAN_PRE_MODIFY, without
     /// the latter every read of a partial file is an event.
     pub fn attach(
         settings: &Settings,
@@ -39,8 +39,25 @@ impl Filter {
     ) -> Result<Self, BpfError> {
         let group = group.as_raw_fd().cast_unsigned();
         let map = load(settings, name, group)?;
-        let link = bpf::create_link(map.as_fd()).map_err(failed(name, "attaching"))?;
+        let link = match bpf::create_link(map.as_fd()) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                return Self::adopt(settings, name, map.as_fd());
+            }
+            result => result.map_err(failed(name, "attaching"))?,
+        };
         let path = pin::add_filter(settings, name, link.as_fd())?;
+        Ok(Self { link, name: name.to_owned(), path })
+    }
+
+    /// The group has its filter: an engine before this one attached it. It gets these programs, which may be
+    /// of another version. The last link of the name is that group's, since nobody attaches but an
+    /// engine to its holder's group.
+    fn adopt(settings: &Settings, name: &str, map: BorrowedFd<'_>) -> Result<Self, BpfError> {
+        let lost = || io::Error::other("the group has a filter, and its link is pinned nowhere");
+        let path = pin::last_filter_of(settings, name)?;
+        let path = path.ok_or_else(|| failed(name, "taking over its filter")(lost()))?;
+        let link = bpf::open_pinned(&path).map_err(failed(name, "opening its link"))?;
+        bpf::update_link(link.as_fd(), map).map_err(failed(name, "replacing"))?;
         Ok(Self { link, name: name.to_owned(), path })
     }
 

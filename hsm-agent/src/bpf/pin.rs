@@ -91,6 +91,8 @@ pub(super) fn install(settings: &Settings) -> Result<Maps, BpfError> {
     }
     for other in children(base)? {
         if other != version {
+            // Its filters as well, though they may serve a mark until ours takes over: nobody keeps their
+            // verdicts right any more. Accesses are denied meanwhile.
             remove_tree(&other, &mut Vec::new())?;
         }
     }
@@ -276,9 +278,8 @@ pub(super) fn add_filter(
     let dir = filters.join(name);
     create(&filters)?;
     create(&dir)?;
-    let numbers = children(&dir)?;
-    let numbers = numbers.iter().filter_map(|path| self::name(path)?.parse::<u64>().ok());
-    let path = dir.join(numbers.max().map_or(1, |last| last + 1).to_string());
+    let last = children(&dir)?.iter().filter_map(|path| number(path)).max();
+    let path = dir.join(last.map_or(1, |last| last + 1).to_string());
     bpf::pin(link, &path).map_err(failed(&path, "pinning a filter"))?;
     Ok(path)
 }
@@ -294,6 +295,16 @@ pub(super) fn detach(path: &Path) -> Result<(), BpfError> {
 /// The pinned links of this name, and of these attribute names.
 pub(super) fn filters_of(settings: &Settings, name: &str) -> Result<Vec<PathBuf>, BpfError> {
     children(&settings.base.join(version_name(settings)).join(FILTERS).join(name))
+}
+
+/// The link of this name that was pinned last.
+pub(super) fn last_filter_of(settings: &Settings, name: &str) -> Result<Option<PathBuf>, BpfError> {
+    Ok(filters_of(settings, name)?.into_iter().max_by_key(|path| number(path)))
+}
+
+/// Number of a pinned link.
+fn number(path: &Path) -> Option<u64> {
+    name(path)?.parse().ok()
 }
 
 /// Detaches and removes all filters of this name. `false`: there were none.

@@ -51,6 +51,9 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
         return Ok(RecallOutcome { recalled: Recalled::Complete, settle: None, bytes: 0 });
     };
     let before = inode::stat(&path).map_err(local("the file cannot be examined"))?;
+    // Again, with a descriptor that keeps the inode in memory: the watch could have gone with it since
+    // somebody looked.
+    pool.keep_watch(InodeFd::Path(path.as_fd())).map_err(local("the file cannot be watched"))?;
     let fd = pool.open_invisible(path.as_fd()).map_err(local("the file cannot be written"))?;
     // The generation takes a descriptor that is open for IO.
     let generation = inode::generation(&fd).map_err(local("the file has no generation"))?;
