@@ -25,6 +25,15 @@ pub(crate) struct Apt {
 impl Apt {
     /// `name` is its directory in the cache; `suites` are like `trixie-backports`.
     pub(crate) fn new(name: &str, suites: &[&str]) -> Result<Self> {
+        Self::of_kinds(name, suites, &["deb"])
+    }
+
+    /// [`new`](Self::new) for source packages.
+    pub(crate) fn with_sources(name: &str, suites: &[&str]) -> Result<Self> {
+        Self::of_kinds(name, suites, &["deb-src"])
+    }
+
+    fn of_kinds(name: &str, suites: &[&str], kinds: &[&str]) -> Result<Self> {
         ensure!(
             exists("apt-get") && Path::new(KEYRING).exists(),
             "this needs packages of Debian ({}), and this machine has no apt with Debian's keyring \
@@ -35,7 +44,7 @@ impl Apt {
         for below in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(below)).with_context(|| dir.display().to_string())?;
         }
-        fs::write(dir.join("sources.list"), sources(suites))?;
+        fs::write(dir.join("sources.list"), sources(suites, kinds))?;
         Ok(Self { dir })
     }
 
@@ -88,6 +97,13 @@ impl Apt {
         Ok(fs::remove_dir_all(&deb)?)
     }
 
+    /// Downloads the files of a source package into `target`; nothing is unpacked.
+    pub(crate) fn source(&self, package: &str, target: &Path) -> Result<()> {
+        fs::create_dir_all(target).with_context(|| target.display().to_string())?;
+        let mut command = self.command("apt-get");
+        must(command.args(["source", "--download-only", package]).current_dir(target))
+    }
+
     /// Installs a package out of `suite`, and what it needs; nothing is removed.
     pub(crate) fn install(&self, suite: &str, package: &str) -> Result<()> {
         let mut command = self.command("apt-get");
@@ -96,12 +112,15 @@ impl Apt {
     }
 }
 
-fn sources(suites: &[&str]) -> String {
-    let line = |suite: &&str| {
+fn sources(suites: &[&str], kinds: &[&str]) -> String {
+    let mut text = String::new();
+    for suite in suites {
         let mirror = if suite.ends_with("-security") { SECURITY } else { MIRROR };
-        format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n")
-    };
-    suites.iter().map(line).collect()
+        for kind in kinds {
+            text += &format!("{kind} [signed-by={KEYRING}] {mirror} {suite} main\n");
+        }
+    }
+    text
 }
 
 fn candidate(policy: &str) -> Option<&str> {
@@ -115,7 +134,7 @@ mod tests {
 
     #[test]
     fn security_has_a_mirror_of_its_own() {
-        let text = sources(&["bookworm", "bookworm-security"]);
+        let text = sources(&["bookworm", "bookworm-security"], &["deb"]);
         assert!(text.contains("debian bookworm main\n"), "{text}");
         assert!(text.contains("debian-security bookworm-security main\n"), "{text}");
     }

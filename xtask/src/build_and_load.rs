@@ -1,6 +1,6 @@
 //! `cargo xtask build-and-load`: builds everything, and tries the kernel programs on the running kernel.
 //!
-//! The work is done by `hsm-agent/examples/load_programs.rs`, which has the same programs inside as `hsm`. It
+//! The work is done by `hsm-agent/examples/load_programs`, which has the same programs inside as `hsm`. It
 //! leaves nothing behind. With `--kernel` it runs in a guest with that kernel instead.
 
 use std::process::{Command, ExitCode};

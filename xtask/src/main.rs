@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod apt;
 mod bench;
 mod build_and_load;
+mod build_project;
 mod conformance;
 mod demo;
 mod ebpf;
@@ -37,6 +38,8 @@ enum Task {
     Demo(demo::Options),
     /// Runs everything: unit, property, conformance, S3, fuzz targets, end-to-end
     Test(suites::Options),
+    /// Builds a C project in a tree whose every file is offline, and compares all that comes of it
+    BuildProject(build_project::Options),
     /// Runs every paragraph of docs/SEMANTICS.md on every tier and file system, and writes the table
     Conformance(conformance::Options),
     /// Measures archive, release and recall against cp
@@ -69,6 +72,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suites::run(&options),
+        Task::BuildProject(options) => build_project::run(&options),
         Task::Conformance(options) => conformance::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Build(options) => ebpf::run(&options),

@@ -7,16 +7,23 @@
 //!
 //! Exit code 0: the best tier can be had. 1: something is lacking for it, or a part is broken.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use hsm_agent::bpf::{self, BpfError, Btf, Guard, Probe, Settings};
-use hsm_agent::sys::probe::{self, Support};
+use hsm_agent::sys::fanotify::{Class, Group, GroupOptions};
+use hsm_agent::sys::probe;
 use hsm_lab::sandbox::{self, Role};
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, SymbolKind};
 use rustix::mount::{MountFlags, mount};
+
+mod features;
+mod report;
+
+use report::{BUG, For, PATCHES, Report};
 
 /// The running kernel's type information.
 const TYPES: &str = "/sys/kernel/btf/vmlinux";
@@ -40,54 +47,8 @@ fn run() -> Result<ExitCode> {
     println!("Linux {}", probe::kernel_release());
     let mut report = Report::default();
     programs(&mut report, &dir)?;
-    fanotify(&mut report, &dir)?;
+    features::fanotify(&mut report, &dir)?;
     Ok(report.end())
-}
-
-/// What each part is needed for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum For {
-    /// All tiers.
-    All,
-    /// `lsm-filter` and `mark-filter`.
-    Programs,
-}
-
-/// What was found, told as it comes.
-#[derive(Default)]
-struct Report {
-    lacking: Vec<(For, &'static str)>,
-}
-
-impl Report {
-    fn good(&mut self, part: &str, fact: &str) {
-        println!("  ok      {part:<26} {fact}");
-    }
-
-    fn lacks(&mut self, what: For, part: &'static str, fact: &str, remedy: &str) {
-        println!("  LACKING {part:<26} {fact}\n          {:<26} remedy: {remedy}", "");
-        self.lacking.push((what, part));
-    }
-
-    fn untried(&mut self, part: &str, fact: &str) {
-        println!("  -       {part:<26} {fact}");
-    }
-
-    fn end(&self) -> ExitCode {
-        let lacking = |what| -> Vec<&str> {
-            let found = self.lacking.iter().filter(|(tier, _)| *tier == what);
-            found.map(|(_, part)| *part).collect()
-        };
-        let (all, programs) = (lacking(For::All), lacking(For::Programs));
-        let tell = |tier: &str, lacks: &[&str]| match lacks {
-            [] => println!("tier {tier:<12} can be had"),
-            parts => println!("tier {tier:<12} CANNOT BE HAD: {}", parts.join(", ")),
-        };
-        let with_programs = [&all[..], &programs].concat();
-        tell("lsm-filter", &with_programs);
-        tell("user-filter", &all);
-        if with_programs.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-    }
 }
 
 /// A program of the object: its name, and the hook or tracepoint as the section's name has it.
@@ -135,6 +96,13 @@ fn programs(report: &mut Report, dir: &Path) -> Result<()> {
         }
     }
     if hooks_are_there { load(report, &found, dir) } else { Ok(()) }
+}
+
+impl Program {
+    /// Of a mark's filter; the others are the guard's.
+    fn is_filter(&self) -> bool {
+        !["lsm", "tp_btf"].iter().any(|kind| self.hook.starts_with(kind))
+    }
 }
 
 /// The programs of the object, in the order of their sections.
@@ -210,37 +178,40 @@ fn load(report: &mut Report, programs: &[Program], dir: &Path) -> Result<()> {
                 BpfError::Program { program, .. } | BpfError::NoProgram(program) => program,
                 _ => "loading",
             };
-            let remedy = "report it with this output: the verifier's words are in it";
-            report.lacks(For::Programs, part, &error.to_string(), remedy);
+            report.lacks(For::Programs, part, &error.to_string(), BUG);
             Guard::unpin(&settings.base)?;
             return Ok(());
         }
     }
     let status = Guard::status(&settings.base)?;
-    for program in programs {
+    for program in programs.iter().filter(|program| !program.is_filter()) {
         if status.programs.contains(&program.name) {
             report.good(&program.name, &format!("{}: verified, attached, pinned", program.hook));
         } else {
             report.untried(&program.name, &format!("{}: not part of the guard", program.hook));
         }
     }
+    filter(report, programs, &settings)?;
     let removed = Guard::unpin(&settings.base)?;
     ensure!(!settings.base.exists(), "{} is still there", settings.base.display());
     report.good("removed", &format!("{} pins", removed.len()));
     Ok(())
 }
 
-fn fanotify(report: &mut Report, dir: &Path) -> Result<()> {
-    let support = probe::pre_content(dir)
-        .map_err(|e| anyhow!("trying pre-content events on {}: {e}", dir.display()))?;
-    match support {
-        Support::Yes => report.good("pre-content events", "fanotify asks before an access"),
-        Support::No => report.lacks(
-            For::All,
-            "pre-content events",
-            &format!("not on the file system of {}", dir.display()),
-            "Linux 6.14 or newer with CONFIG_FANOTIFY_ACCESS_PERMISSIONS; HSM_LAB_DIR on ext4, XFS or btrfs",
-        ),
+/// The programs of a mark's filter, for a group that marks nothing.
+fn filter(report: &mut Report, programs: &[Program], settings: &Settings) -> Result<()> {
+    let names: Vec<_> =
+        programs.iter().filter(|p| p.is_filter()).map(|p| p.name.as_str()).collect();
+    let names = names.join(", ");
+    if let Err(why) = bpf::filter_probe() {
+        report.lacks(For::Filter, "filter", &why, PATCHES);
+        report.untried(&names, "not tried: see filter");
+        return Ok(());
+    }
+    let group = Group::new(GroupOptions { class: Class::FailClosed, nonblock: true })?;
+    match bpf::Filter::attach(settings, "try", group.as_fd()) {
+        Ok(_) => report.good(&names, "struct_ops: verified, attached to a group, pinned"),
+        Err(error) => report.lacks(For::Filter, "filter", &error.to_string(), BUG),
     }
     Ok(())
 }

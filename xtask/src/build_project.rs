@@ -1,0 +1,302 @@
+//! `cargo xtask build-project`: a C project of somebody else, built in a tree whose every file is offline.
+//!
+//! ```text
+//! no hsm               the tree on a file system that no agent watches
+//! hsm, resident        the same tree on a managed file system, never archived
+//! hsm, released        the same tree, everything offline, caches cold
+//! hsm, nothing to do   all of it offline once more, with what was built: make must find it up to date
+//! ```
+//! Each build must give the same objects, library and program, byte by byte, and leave the sources as they
+//! came. Times, events and recalls are told. Natively for tier `user-filter`, in the guest for the others.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use hsm_lab::content::{files_below, hash_file};
+use hsm_lab::sandbox::{self, Role};
+use hsm_lab::{FsKind, LoopFs, Run, Tier};
+use hsm_machine::run::Output;
+use serde_json::Value;
+
+use crate::ebpf;
+use crate::lab::{LIMIT, Lab, build_release, drop_caches, enter, exe};
+use crate::steps::{note, step};
+use crate::vm::{Guest, Machine, job};
+
+mod source;
+
+/// Options of `cargo xtask build-project`.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    cargo xtask build-project                                # user-filter on ext4, natively\n  \
+    cargo xtask build-project --tier lsm-filter --fs xfs     # in the guest: zstd's decompression only\n\n\
+    The project is Debian's source package zstd, kept in ~/.cache/hsm-dev.")]
+pub(crate) struct Options {
+    /// The tier (user-filter, lsm-filter, mark-filter)
+    #[arg(long, default_value_t = Tier::UserFilter)]
+    tier: Tier,
+    /// The managed file system (ext4, xfs, btrfs)
+    #[arg(long, default_value_t = FsKind::Ext4)]
+    fs: FsKind,
+    /// The guest's part
+    #[arg(long, hide = true)]
+    inside_guest: bool,
+}
+
+/// For sources, objects and a journal.
+const IMAGE_BYTES: u64 = 1 << 30;
+
+/// Runs the builds.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.tier.has_programs() && !options.inside_guest {
+        return guest(options);
+    }
+    if !sandbox::is_inside() && !options.inside_guest {
+        source::ensure()?;
+    }
+    // What is run in the guest was built on the host.
+    let role =
+        if options.inside_guest { sandbox::enter() } else { enter("cargo xtask build-project") };
+    match role? {
+        Role::Done(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(101))),
+        Role::Inside(dir) => inside(options, &dir).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Builds and fetches on the host, and does the rest in the guest.
+fn guest(options: &Options) -> Result<ExitCode> {
+    source::ensure()?;
+    ebpf::programs()?;
+    build_release()?;
+    let machine = Machine::ordinary().for_tier(options.tier);
+    let mut guest = Guest::new(&machine)?;
+    let program = std::env::current_exe()?.display().to_string();
+    let [tier, fs] = [options.tier.name(), options.fs.name()];
+    let command = [&program, "build-project", "--inside-guest", "--tier", tier, "--fs", fs];
+    let mut job = job(command.map(str::to_owned).to_vec())?;
+    job.env.push(("HSM_SLOW".to_owned(), guest.slowness().to_string()));
+    let outcome = guest.run(&job, None, &mut |which, bytes| {
+        // A closed pipe of ours ends nothing in the guest.
+        let _ = match which {
+            Output::Stdout => std::io::stdout().write_all(bytes),
+            Output::Stderr => std::io::stderr().write_all(bytes),
+            Output::Console => Ok(()),
+        };
+    })?;
+    note(&format!("guest: {}", guest.explain(&outcome)));
+    Ok(if outcome.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is built. Optimisation is for the time that it takes: what is compiled is read all the same.
+struct Project {
+    what: &'static str,
+    /// For `make`, in the tree.
+    arguments: &'static [&'static str],
+}
+
+const WHOLE: Project = Project {
+    what: "zstd: library and program",
+    arguments: &[
+        "-C",
+        "programs",
+        "zstd",
+        "CFLAGS=-O1",
+        "HAVE_ZLIB=0",
+        "HAVE_LZMA=0",
+        "HAVE_LZ4=0",
+    ],
+};
+
+/// Translated instructions take ten times as long.
+const PART: Project = Project {
+    what: "zstd: library, decompression only, without optimisation",
+    arguments: &[
+        "-C",
+        "lib",
+        "libzstd.a",
+        "CFLAGS=-O0",
+        "ZSTD_LIB_COMPRESSION=0",
+        "ZSTD_LIB_DICTBUILDER=0",
+        "ZSTD_LIB_DEPRECATED=0",
+    ],
+};
+
+fn inside(options: &Options, dir: &Path) -> Result<()> {
+    let project = if options.inside_guest { PART } else { WHOLE };
+    let mut plain = LoopFs::create(options.fs, dir, "plain", IMAGE_BYTES)?;
+    let tree = unpack(plain.path())?;
+    let sources = digests(&tree)?;
+    let mut table = Table::default();
+    let want = step(&format!("{}, no hsm", project.what), || {
+        let time = make(&project, &tree)?;
+        table.row("no hsm", time, Counters::default());
+        built(&tree, &sources)
+    })?;
+    plain.unmount()?;
+    ensure!(
+        want.keys().any(|path| path.extension().is_some_and(|e| e == "o")),
+        "no object was built"
+    );
+    let lab = Lab::with_tier(options.fs, dir, IMAGE_BYTES, &exe()?, options.tier.name())?;
+    let result = managed(&lab, &project, &sources, &want, &mut table);
+    let log = lab.agent.log_tail();
+    let closed = lab.close();
+    if result.is_err() {
+        eprintln!("{log}");
+    }
+    result.and(closed)?;
+    println!(
+        "\n{}, tier {} on {}, Linux {}: {} sources, {} files built, all identical\n\n{}",
+        project.what,
+        options.tier,
+        options.fs,
+        rustix::system::uname().release().to_string_lossy(),
+        sources.len(),
+        want.len(),
+        table.text
+    );
+    Ok(())
+}
+
+/// What a file contains, by its path in the tree.
+type Digests = BTreeMap<PathBuf, blake3::Hash>;
+
+fn managed(
+    lab: &Lab,
+    project: &Project,
+    sources: &Digests,
+    want: &Digests,
+    table: &mut Table,
+) -> Result<()> {
+    let tree = unpack(&lab.managed(""))?;
+    let mut build = |what: &'static str, want: &Digests| {
+        step(&format!("{}, {what}", project.what), || {
+            drop_caches()?;
+            let before = Counters::of(lab)?;
+            let time = make(project, &tree)?;
+            table.row(what, time, Counters::of(lab)?.since(before));
+            ensure!(built(&tree, sources)? == *want, "ANOTHER RESULT: {what}");
+            Ok(())
+        })
+    };
+    build("hsm, resident", want)?;
+    clean(&tree, want)?;
+    offline(lab, &tree)?;
+    build("hsm, released", want)?;
+    offline(lab, &tree)?;
+    let newest = newest(&tree)?;
+    build("hsm, nothing to do", want)?;
+    ensure!(self::newest(&tree)? == newest, "make built again what was up to date");
+    step("every source as it came, offline once more", || {
+        offline(lab, &tree)?;
+        let mut now = digests(&tree)?;
+        now.retain(|path, _| sources.contains_key(path));
+        ensure!(now == *sources, "SOURCES CHANGED");
+        Ok(())
+    })
+}
+
+fn unpack(dir: &Path) -> Result<PathBuf> {
+    let tree = dir.join("project");
+    fs::create_dir(&tree)?;
+    let archive = source::archive()?;
+    let options = ["--strip-components=1", "-xf"];
+    Run::new("tar").args(["-C".as_ref(), tree.as_os_str()]).args(options).args([archive]).ok()?;
+    Ok(tree)
+}
+
+fn make(project: &Project, tree: &Path) -> Result<Duration> {
+    let make = Run::new("make").args(["-j2", "--no-print-directory"]).args(project.arguments);
+    Ok(make.dir(tree).limit(LIMIT).ok()?.elapsed)
+}
+
+/// Everything below the tree; symbolic links not followed.
+fn digests(tree: &Path) -> Result<Digests> {
+    let digest = |path: PathBuf| Ok((path.strip_prefix(tree)?.to_path_buf(), hash_file(&path)?));
+    files_below(tree)?.into_iter().map(digest).collect()
+}
+
+/// What is not a source.
+fn built(tree: &Path, sources: &Digests) -> Result<Digests> {
+    let mut found = digests(tree)?;
+    found.retain(|path, _| !sources.contains_key(path));
+    Ok(found)
+}
+
+fn clean(tree: &Path, built: &Digests) -> Result<()> {
+    built.keys().try_for_each(|path| Ok(fs::remove_file(tree.join(path))?))
+}
+
+/// When the last file was written.
+fn newest(tree: &Path) -> Result<Option<std::time::SystemTime>> {
+    let times = files_below(tree)?.into_iter().map(|path| fs::metadata(path)?.modified());
+    Ok(times.collect::<std::io::Result<Vec<_>>>()?.into_iter().max())
+}
+
+/// Every file but the empty ones, by what hsm counts.
+fn offline(lab: &Lab, tree: &Path) -> Result<()> {
+    lab.verb("archive", tree)?;
+    lab.verb("release", tree)?;
+    let sizes = files_below(tree)?.into_iter().map(|path| fs::metadata(path).map(|m| m.len()));
+    let sizes = sizes.collect::<std::io::Result<Vec<_>>>()?;
+    let files = sizes.into_iter().filter(|size| *size > 0).count() as u64;
+    let offline = lab.hsm.count("offline")?;
+    ensure!(offline >= files, "only {offline} of {files} files are offline");
+    Ok(())
+}
+
+/// What the agent was asked.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counters {
+    events: u64,
+    recalls: u64,
+    bytes: u64,
+}
+
+impl Counters {
+    fn of(lab: &Lab) -> Result<Self> {
+        let status = lab.hsm.status()?;
+        let counter = |name: &str| {
+            let pointer = format!("/pools/0/counters/{name}");
+            let value = status.pointer(&pointer).and_then(Value::as_u64);
+            value.with_context(|| format!("hsm status has no {pointer}"))
+        };
+        let [events, recalls, bytes] =
+            [counter("events")?, counter("recalls")?, counter("bytes_recalled")?];
+        Ok(Self { events, recalls, bytes })
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            events: self.events - before.events,
+            recalls: self.recalls - before.recalls,
+            bytes: self.bytes - before.bytes,
+        }
+    }
+}
+
+/// The rows so far.
+struct Table {
+    text: String,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        let head = "| build | seconds | events | recalls | KiB recalled |\n";
+        Self { text: format!("{head}| --- | --- | --- | --- | --- |\n") }
+    }
+}
+
+impl Table {
+    fn row(&mut self, what: &str, time: Duration, counters: Counters) {
+        let (seconds, Counters { events, recalls, bytes }) = (time.as_secs_f64(), counters);
+        self.text +=
+            &format!("| {what} | {seconds:.2} | {events} | {recalls} | {} |\n", bytes >> 10);
+    }
+}
