@@ -58,8 +58,10 @@ pub(crate) enum Needs {
     Programs,
     /// A filter on the file system's own mark: tier mark-filter.
     Filter,
-    /// A watch on the whole file system.
+    /// A watch on the whole file system that ends with its group.
     WholeWatch,
+    /// Watches on inodes that end with their group, and kernel programs.
+    InodeWatches,
     /// Files that are open while they are offline.
     Ranges,
     /// The test guest: its kernel is nobody else's.
@@ -80,8 +82,12 @@ impl Needs {
             Self::Anything => (true, ""),
             Self::Programs => (tier.has_programs(), "no kernel programs guard the files"),
             Self::Filter => (tier == Tier::MarkFilter, "no filter on a mark"),
-            Self::WholeWatch => {
-                (!tier.recalls_at_open(), "recall at open: no watch on the whole file system")
+            Self::WholeWatch => (
+                tier == Tier::UserFilter,
+                "no watch on the whole file system that a group's end takes away",
+            ),
+            Self::InodeWatches => {
+                (tier == Tier::LsmFilter, "no watches on inodes that a group's end takes away")
             }
             Self::Ranges => (!tier.recalls_at_open(), "recall at open: no ranges"),
             Self::Guest => (Path::new(GUEST_DIR).is_dir(), "only in the test guest"),

@@ -137,7 +137,7 @@ impl Way {
     /// Whether anything is promised. Where no kernel programs guard the files, and both processes are
     /// dead, a writer goes on over a stub (docs/OPERATIONS.md).
     pub(super) fn applies(self, death: Death) -> bool {
-        let guarded = Needs::LsmFilter.are_met();
+        let guarded = Needs::Programs.are_met();
         match self {
             Self::Write => guarded || death != Death::Both,
             Self::Request => guarded,
@@ -355,7 +355,7 @@ fn judge(reader: Reader, file: &Planted, turn: &Turn) -> Result<()> {
     let both = turn.death == Death::Both || (turn.death, turn.way) == (Death::Holder, Way::Respawn);
     match got {
         // Nobody keeps him then (docs/OPERATIONS.md).
-        _ if both && !Needs::LsmFilter.are_met() => Ok(()),
+        _ if both && !Needs::Programs.are_met() => Ok(()),
         Ok(bytes) => file.check_bytes(&bytes).context("what the reader got"),
         Err(error) if turn.death == Death::Engine && turn.way != Way::Damaged => {
             Err(error).context("the reader got an error")
