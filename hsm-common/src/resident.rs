@@ -5,6 +5,7 @@
 //! set only if all bytes of its group are local: what is left out costs a question, what were wrongly
 //! put in would be read as zeros.
 
+use core::hint::black_box;
 use core::mem::{offset_of, size_of};
 
 use bytemuck::{Pod, Zeroable};
@@ -72,22 +73,22 @@ impl Resident {
         let end = position.saturating_add(count).min(size);
         let first = position >> self.shift;
         let last = (end - 1) >> self.shift;
+        // The kernel's verifier knows bounds of the very value that was compared, and not of what it was
+        // computed from: the compiler must not compare the latter instead.
+        let end = black_box(last / 64);
+        if end >= WORDS as u64 {
+            return false;
+        }
         let mut word = first / 64;
-        while word <= last / 64 {
-            if word >= WORDS as u64 {
-                return false;
-            }
-            // The kernel's verifier has to see a bound on this very register, and the compiler, which knows it
-            // already, must not.
-            let groups = self.groups[core::hint::black_box(word) as usize & (WORDS - 1)];
+        while word <= end {
             let mut needed = u64::MAX;
             if word == first / 64 {
                 needed &= u64::MAX << (first % 64);
             }
-            if word == last / 64 {
+            if word == end {
                 needed &= u64::MAX >> (63 - last % 64);
             }
-            if groups & needed != needed {
+            if self.groups[black_box(word) as usize % WORDS] & needed != needed {
                 return false;
             }
             word += 1;

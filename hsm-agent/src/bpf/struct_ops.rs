@@ -234,14 +234,8 @@ mod tests {
 
     #[test]
     fn instructions_keep_their_form() {
-        let mut load = bpf_insn { code: 0x18, off: 0, imm: -2, ..Default::default() };
-        load.set_dst_reg(3);
-        load.set_src_reg(2);
-        let bytes = encode(&[load])[0];
-        assert_eq!(bytes[0], 0x18);
-        assert_eq!(bytes[4..], (-2i32).to_ne_bytes());
-        if cfg!(target_endian = "little") {
-            assert_eq!(bytes[1], 0x23);
-        }
+        let bytes = [0x18, 0x23, 0xfe, 0xff, 0xfe, 0xff, 0xff, 0x7f];
+        let read = aya_obj::copy_instructions(&bytes.repeat(2)).expect("two instructions");
+        assert_eq!(encode(&read), [bytes, bytes]);
     }
 }
