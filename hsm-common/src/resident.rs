@@ -160,7 +160,6 @@ mod tests {
         for _ in 0..2000 {
             let size = (next() % (40_000 * MIB)).max(1) >> (next() % 20);
             let shift = chunk_shift_for(size);
-            let chunks = chunk_count(size, shift).expect("fits");
             let (seed, most) = (next(), next() % 64);
             let local = |chunk: u32| {
                 (seed ^ u64::from(chunk / 8)).wrapping_mul(0x2545_f491_4f6c_dd1d) >> 58 <= most
@@ -168,7 +167,7 @@ mod tests {
             let map = of(size, local);
             for _ in 0..20 {
                 let position = next() % (size + MIB);
-                let count = next() % (64 * MIB) >> (next() % 30);
+                let count = (next() % (64 * MIB)) >> (next() % 30);
                 let end = position.saturating_add(count).min(size);
                 let truly = count > 0
                     && (position >= size
