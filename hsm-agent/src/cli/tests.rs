@@ -43,6 +43,7 @@ fn good_and_bad_command_lines() {
         &["config", "check"],
         &["guard", "status", "--json"],
         &["guard", "unpin", "-n"],
+        &["debug", "failpoints"],
         &["completions", "bash"],
     ] {
         parse(good).unwrap_or_else(|error| panic!("{good:?}: {error}"));

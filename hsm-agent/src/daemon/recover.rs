@@ -12,7 +12,7 @@ use super::jobs::scan;
 use super::outcome::Candidate;
 use super::pool::{FileRef, Pool, now_ns};
 use crate::catalog::{Batch, CatalogError, Intent, IntentOp};
-use crate::core::{FileKey, FileState, ObjectId};
+use crate::core::{FileKey, FileState};
 use crate::failpoint::{Point, reach};
 use crate::marker::{InodeFd, Marker, Owner, Record};
 use crate::release::{PATIENCE, repunch};
@@ -53,7 +53,8 @@ fn archive(pool: &Pool, intent: &Intent, batch: &mut Batch) {
     let named = match candidate(pool, intent) {
         Ok(file) => match pool.attributes.record(InodeFd::Path(file.path.as_fd())) {
             Ok(Some(Record { archived: Some(copy), .. })) if copy.object == object => {
-                succeed(pool, &file, object, batch)
+                // The catalogue still knows the copy of the previous version, if there was one.
+                scan::note(pool, &file, batch).map_err(|outcome| outcome.detail)
             }
             Ok(_) => Ok(false),
             Err(error) => Err(error.to_string()),
@@ -72,22 +73,6 @@ fn archive(pool: &Pool, intent: &Intent, batch: &mut Batch) {
         batch.retired.push((object, now_ns()));
     }
     batch.finished.push(intent.id);
-}
-
-/// A complete archive: what the catalogue has missed. It still knows the copy of the previous version,
-/// if there was one, and nobody else does.
-fn succeed(
-    pool: &Pool,
-    file: &Candidate,
-    object: ObjectId,
-    batch: &mut Batch,
-) -> Result<bool, String> {
-    let known = pool.catalog.get(&file.file.key).map_err(|e| e.to_string())?;
-    let row = scan::row(pool, file).map_err(|outcome| outcome.detail)?;
-    let old = known.and_then(|row| row.object).filter(|old| *old != object);
-    batch.retired.extend(old.map(|old| (old, now_ns())));
-    batch.upserts.extend(row);
-    Ok(true)
 }
 
 /// No marker, or that of another file: nothing happened. Marker: the file is offline, whatever is left of its data; what
@@ -112,13 +97,17 @@ fn release(pool: &Arc<Pool>, intent: &Intent, patience: Instant, batch: &mut Bat
             );
             batch.finished.push(intent.id);
         }
-        Ok(Some(_)) => {
-            if let Some(row) = repunch(pool, &file, patience) {
+        Ok(Some(_)) => match repunch(pool, &file, patience) {
+            Ok(row) => {
                 debug_assert_eq!(row.state, FileState::Offline);
                 batch.upserts.push(row);
                 batch.finished.push(intent.id);
             }
-        }
+            Err(why) => tracing::error!(
+                why, file = %file.name.display(),
+                "a release that was cut off is not finished; the file is offline, and looked at again at the next start"
+            ),
+        },
         Err(error) => tracing::error!(%error, file = %file.name.display(), "not recovered"),
     }
 }

@@ -24,9 +24,12 @@ pub enum MarkerState {
 }
 
 bitflags! {
-    /// Reserved for later versions: version 1 defines none, and a set bit is refused.
+    /// What a set bit says; one that is not here is refused.
     #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-    pub struct MarkerFlags: u32 {}
+    pub struct MarkerFlags: u32 {
+        /// A recall writes, or was cut off while it did: the mtime may be the time of that.
+        const FILLING = 1;
+    }
 }
 
 /// Which inode a marker was written for.
@@ -238,6 +241,9 @@ mod tests {
         assert_eq!(Marker::decode(&forged(5, 4)), Err(MarkerError::State(4)));
         assert_eq!(Marker::decode(&forged(7, 1)), Err(MarkerError::Flags(1 << 32)));
         assert_eq!(Marker::decode(&forged(51, 0x80)), Err(MarkerError::Flags(1 << 31)));
+        let noted = Marker { flags: MarkerFlags::FILLING, ..golden() };
+        assert_eq!(Marker::decode(&forged(48, 1)), Ok(noted));
+        assert_eq!(Marker::decode(&forged(48, 3)), Err(MarkerError::Flags(3)));
         for shift in [0, 19, 50, 64, 255] {
             let error = MarkerError::ChunkShift { shift, size: 12_345 };
             assert_eq!(Marker::decode(&forged(6, shift)), Err(error));

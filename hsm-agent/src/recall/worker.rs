@@ -13,7 +13,7 @@ use super::settle::{Settle, Stage};
 use crate::core::{Recalled, Want};
 use crate::daemon::pool::{FileRef, Pool};
 use crate::failpoint::{Point, reach};
-use crate::marker::{InodeFd, Marker, MarkerState, Owner, ResidencyMap};
+use crate::marker::{InodeFd, Marker, MarkerFlags, MarkerState, Owner, ResidencyMap};
 use crate::release::read_full;
 use crate::store::StoreError;
 use crate::store::object::{Chunk, ObjectReader};
@@ -73,17 +73,15 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
         space::data_extents(&fd, before.size).map_err(local("the file's holes cannot be found"))?;
     let underway = pool.progress.begin(&job.file.key);
     let filling = Filling { pool, object: &object, fd: fd.as_fd(), progress: &underway };
-    let before = match filling.compare(&leftovers, &map)? {
-        true => before_the_crash(pool, path.as_fd(), &marker, before)?,
-        false => before,
-    };
+    filling.compare(&leftovers, &map)?;
+    let (marker, before) = begin_to_write(pool, path.as_fd(), &marker, before, &chunks)?;
     reach(Point::RecallOpened);
     let bytes = match filling.run(&chunks) {
         Ok(bytes) => bytes,
         Err(e) => {
             // Only from a file that had nothing: readers of a partial file may have ranges mapped.
             if leftovers.is_empty() {
-                take_back(&fd, &before);
+                take_back(pool, &fd, &marker, &before);
             }
             return Err(e);
         }
@@ -119,18 +117,30 @@ fn truncated(pool: &Pool, path: BorrowedFd<'_>) -> Result<RecallOutcome, RecallE
     Ok(RecallOutcome { recalled: Recalled::Complete, settle: None, bytes: 0 })
 }
 
-/// The times to restore where an earlier recall was cut off: its writes moved the mtime, and it did not
-/// come to put it back. The data is that of the copy, so the copy's mtime is the file's. (That of
-/// somebody who touched the file since it was released is lost, but only if a crash came in between.)
-fn before_the_crash(
+/// Notes on the marker that the mtime is about to move, and tells the times to restore. Writes move it
+/// before they are data that can be found, and a journal may keep it without the data: after a crash only
+/// this note tells. It costs no sync: whatever keeps the new mtime has the note, which is older and on the
+/// same inode. Then the copy's mtime is the file's, since its data is. (That of somebody who touched
+/// the file since it was released is lost, but only if a crash came in between.)
+fn begin_to_write(
     pool: &Pool,
     path: BorrowedFd<'_>,
     marker: &Marker,
     found: Stat,
-) -> Result<Stat, RecallError> {
-    let record = pool.attributes.record(InodeFd::Path(path))?;
-    let copy = record.and_then(|record| record.archived).filter(|c| c.object == marker.object);
-    Ok(Stat { mtime_ns: copy.map_or(found.mtime_ns, |copy| copy.version.mtime_ns), ..found })
+    chunks: &[u64],
+) -> Result<(Marker, Stat), RecallError> {
+    let noted = Marker { flags: marker.flags | MarkerFlags::FILLING, ..*marker };
+    if marker.flags.contains(MarkerFlags::FILLING) {
+        let record = pool.attributes.record(InodeFd::Path(path))?;
+        let copy = record.and_then(|r| r.archived).filter(|c| c.object == marker.object);
+        let mtime_ns = copy.map_or(found.mtime_ns, |copy| copy.version.mtime_ns);
+        return Ok((noted, Stat { mtime_ns, ..found }));
+    }
+    if chunks.is_empty() {
+        return Ok((*marker, found));
+    }
+    pool.attributes.set_marker(InodeFd::Path(path), &noted)?;
+    Ok((noted, found))
 }
 
 /// Opens the object and checks that it is the one that the marker means.
@@ -166,12 +176,11 @@ struct Filling<'a> {
 impl Filling<'_> {
     /// Data that is there although the marker says that it is not. If a recall or a release was cut
     /// off, it is the object's data. Otherwise somebody wrote while nobody watched, and recalling
-    /// would undo that: which bytes are right is then not for us to say. Returns whether there is any.
-    fn compare(&self, leftovers: &[Range<u64>], map: &ResidencyMap) -> Result<bool, RecallError> {
+    /// would undo that: which bytes are right is then not for us to say.
+    fn compare(&self, leftovers: &[Range<u64>], map: &ResidencyMap) -> Result<(), RecallError> {
         let touched = leftovers.iter().flat_map(|r| map.missing_chunks(r.clone()));
-        let touched = touched.map(u64::from).collect::<BTreeSet<_>>();
         let mut found = Vec::new();
-        for &index in &touched {
+        for index in touched.map(u64::from).collect::<BTreeSet<_>>() {
             let Some(chunk) = self.object.manifest().chunk_range(index) else { continue };
             let _share = self.pool.budget.take(chunk.end - chunk.start);
             let plain = self.fetch(index)?;
@@ -194,7 +203,7 @@ impl Filling<'_> {
                 }
             }
         }
-        Ok(!touched.is_empty())
+        Ok(())
     }
 
     /// All chunks, a few at a time. Returns the bytes written.
@@ -296,13 +305,17 @@ fn write_all_at(fd: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> std::io::Resul
 
 /// Frees what a failed recall has written: it counts for nothing, and room may be what is short. All of
 /// it, also the block in which the file ends: zeros that stay there would be taken for somebody's writing.
-fn take_back(fd: &OwnedFd, before: &Stat) {
+fn take_back(pool: &Pool, fd: &OwnedFd, marker: &Marker, before: &Stat) {
     if let Err(error) = space::punch_all(fd, before.size) {
         tracing::debug!(%error, "a failed recall leaves data behind");
     }
-    // A crash here leaves a stub whose mtime has moved, and nothing that tells.
     reach(Point::RecallTakenBack);
-    let _ = inode::restore_times(fd, before);
+    let restored = inode::restore_times(fd, before).is_ok();
+    let marker = Marker { flags: marker.flags - MarkerFlags::FILLING, ..*marker };
+    // The note may stay: the next recall then takes the copy's mtime, which is the same as a rule.
+    if restored && let Err(error) = pool.attributes.set_marker(InodeFd::Open(fd.as_fd()), &marker) {
+        tracing::debug!(%error, "a failed recall leaves its note behind");
+    }
 }
 
 /// All data is there. If nobody can be writing, readers may go on before it is durable.
@@ -377,10 +390,15 @@ fn partial(
     reach(Point::PartialSynced);
     let open = InodeFd::Open(fd.as_fd());
     pool.attributes.set_map(open, &map)?;
-    // A crash here leaves a marker that says offline, and beside it a map that is true.
+    // A crash here leaves a marker that says offline, or that a recall writes, and beside it a map that is true.
     reach(Point::PartialMapped);
-    if marker.state != MarkerState::Partial {
-        pool.attributes.set_marker(open, &Marker { state: MarkerState::Partial, ..*marker })?;
+    let partial = Marker {
+        state: MarkerState::Partial,
+        flags: marker.flags - MarkerFlags::FILLING,
+        ..*marker
+    };
+    if partial != *marker {
+        pool.attributes.set_marker(open, &partial)?;
     }
     reach(Point::PartialMarked);
     pool.resident(open, &map);

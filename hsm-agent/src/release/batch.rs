@@ -24,6 +24,8 @@ use crate::sys::{inode, space};
 /// is settling, a descriptor that a forked child closes at its exec. Whoever opens one of the files
 /// that the batch has already waits as well.
 pub const PATIENCE: Duration = Duration::from_millis(300);
+/// How long a file has, however many come before it, until an event of our own is closed.
+const OWN_EVENT: Duration = Duration::from_millis(30);
 /// Up to this many files are synced one by one; more with one `syncfs`.
 const SINGLY: usize = 4;
 
@@ -402,49 +404,57 @@ fn finish(
 }
 
 /// Recovery: finishes a release that stopped between marker and punch, if nobody uses the file.
-/// Waits until `patience` for somebody who has it open. Returns the row for the catalogue.
-pub fn repunch(pool: &Arc<Pool>, candidate: &Candidate, patience: Instant) -> Option<FileRow> {
-    let claim = pool.claim(&candidate.file, Job::Release)?;
-    let fd = Arc::new(pool.open_invisible(candidate.path.as_fd()).ok()?);
-    let lease = Lease::take_patiently(&fd, LeaseKind::Write, &pool.breaks, patience).ok()??;
+/// Waits until `patience` for somebody who has it open. Returns the row for the catalogue, or why the
+/// release is not finished.
+pub fn repunch(
+    pool: &Arc<Pool>,
+    candidate: &Candidate,
+    patience: Instant,
+) -> Result<FileRow, String> {
+    let io = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
+    let claim = pool.claim(&candidate.file, Job::Release).ok_or("somebody waits for the file")?;
+    let opened = pool.open_invisible(candidate.path.as_fd());
+    let fd = Arc::new(opened.map_err(io("the file cannot be opened"))?);
+    // The holder closes the event of our own open a moment after it has answered it.
+    let patience = patience.max(Instant::now() + OWN_EVENT);
+    let lease = Lease::take_patiently(&fd, LeaseKind::Write, &pool.breaks, patience)
+        .map_err(io("no lease on the file"))?
+        .ok_or("somebody has the file open")?;
     let open = InodeFd::Open(fd.as_fd());
-    let marker = pool.attributes.marker(open).ok()??;
-    let record = pool.attributes.record(open).ok()??;
-    let copy = record.archived.filter(|c| c.object == marker.object)?;
-    let stat = inode::stat(&*fd).ok()?;
-    let generation = inode::generation(&*fd).ok()?;
+    let marker = pool.attributes.marker(open).map_err(|e| e.to_string())?;
+    let marker = marker.ok_or("its marker is gone")?;
+    let record = pool.attributes.record(open).map_err(|e| e.to_string())?;
+    let copy = record.and_then(|r| r.archived).filter(|c| c.object == marker.object);
+    let copy = copy.ok_or("its record does not name the marker's object")?;
+    let stat = inode::stat(&*fd).map_err(io("the file cannot be examined"))?;
+    let generation = inode::generation(&*fd).map_err(io("the file has no generation"))?;
     // A marker that was copied here says nothing of this file's data, which may be the only copy.
     if marker.owner != Owner::of(stat.ino, generation) || stat.size != marker.size {
-        return None;
+        return Err("its marker is not that of this file and size".into());
     }
     // The marker may have been set by a process that died before its sync.
-    rustix::fs::fsync(&*fd).ok()?;
+    rustix::fs::fsync(&*fd).map_err(|e| io("the marker cannot be made durable")(e.into()))?;
     reach(Point::RecoverSynced);
     // Somebody may have written since: while nobody watched, or because the release had turned back and
     // its marker came back with a power cut. mtime cannot tell: an fdatasync makes bytes durable
     // without it. So what is there is taken away only if the object has it.
-    match same_remains(pool, fd.as_fd(), copy.object, stat.size) {
-        Ok(true) => {}
-        Ok(false) => {
-            tracing::error!(file = %candidate.name.display(), "was written to without the agent; not released");
-            return None;
-        }
-        Err(error) => {
-            tracing::warn!(%error, file = %candidate.name.display(), "an unfinished release is looked at again at the next start");
-            return None;
-        }
+    if !same_remains(pool, fd.as_fd(), copy.object, stat.size).map_err(|e| e.to_string())? {
+        return Err("the file was written to without the agent".into());
     }
-    if !lease.retake().ok()? {
-        return None;
+    if !lease.retake().map_err(io("no lease on the file"))? {
+        return Err("somebody has the file open".into());
     }
     reach(Point::RecoverCompared);
-    lease.while_intact(|| punch(pool, &fd, stat.size))?.ok()?;
+    lease
+        .while_intact(|| punch(pool, &fd, stat.size))
+        .ok_or("somebody wants the file")?
+        .map_err(io("the data cannot be taken away"))?;
     reach(Point::RecoverPunched);
     // The times as they were: the crash may have come before they were restored.
     let before = Stat { mtime_ns: copy.version.mtime_ns, ..stat };
-    inode::restore_times(&*fd, &before).ok()?;
+    inode::restore_times(&*fd, &before).map_err(io("the times cannot be restored"))?;
     reach(Point::RecoverTimed);
     let file = Ready { lease, fd, stat, copy, generation, map: false, _claim: claim };
-    let now = inode::stat(&*file.fd).ok()?;
-    Some(row(pool, candidate, &file, &now))
+    let now = inode::stat(&*file.fd).map_err(io("the file cannot be examined"))?;
+    Ok(row(pool, candidate, &file, &now))
 }

@@ -102,12 +102,9 @@ impl Scan<'_> {
     fn file(&mut self, candidate: &Candidate) -> Result<(), CatalogError> {
         self.files += 1;
         self.bytes += candidate.stat.size;
-        match row(self.pool, candidate) {
-            Ok(Some(row)) => {
-                self.job.report(&candidate.name, FileOutcome::done(candidate.stat.size));
-                self.batch.upserts.push(row);
-            }
-            Ok(None) => {}
+        match note(self.pool, candidate, &mut self.batch) {
+            Ok(true) => self.job.report(&candidate.name, FileOutcome::done(candidate.stat.size)),
+            Ok(false) => {}
             Err(outcome) => {
                 if outcome.reason == Some(Reason::ForeignMarker) {
                     // An earlier scan may have taken it for offline.
@@ -133,12 +130,16 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Rows of files that do not exist any more; their objects begin their retention time.
+    /// Rows of files that do not exist any more, or have lost what hsm wrote on them (a power cut may take
+    /// the record of an archive back): their objects begin their retention time.
     fn forget_the_gone(&mut self) -> Result<(), CatalogError> {
         let mut gone = Batch::default();
         self.pool.catalog.for_each(&[], |row| {
-            let opened = handle::open(&self.pool.root, &row.key, OFlags::PATH);
-            if opened.is_err_and(|e| handle::is_stale(&e)) {
+            let is_gone = match handle::open(&self.pool.root, &row.key, OFlags::PATH) {
+                Ok(file) => self.is_unknown(InodeFd::Path(file.as_fd())),
+                Err(e) => handle::is_stale(&e),
+            };
+            if is_gone {
                 gone.retired.extend(row.object.map(|object| (object, now_ns())));
                 gone.removes.push(row.key);
             }
@@ -146,27 +147,37 @@ impl Scan<'_> {
         })?;
         self.pool.catalog.commit(&gone)
     }
+
+    /// Whether the inode names no object. In doubt it does.
+    fn is_unknown(&self, fd: InodeFd<'_>) -> bool {
+        let seen = self.pool.attributes.seen(fd);
+        seen.is_ok_and(|s| s.marker.is_none() && s.record.is_none_or(|r| r.archived.is_none()))
+    }
 }
 
-/// What the inode says, as the catalogue keeps it. `None`: hsm has written nothing on this inode.
-pub(in crate::daemon) fn row(
+/// What the inode says, for the catalogue. `false`: hsm has written nothing on this inode. An object that the
+/// catalogue knows for it and the inode does not name begins its retention time: nobody else knows it.
+pub(in crate::daemon) fn note(
     pool: &Pool,
     candidate: &Candidate,
-) -> Result<Option<FileRow>, FileOutcome> {
+    batch: &mut Batch,
+) -> Result<bool, FileOutcome> {
     let (fd, key) = (InodeFd::Path(candidate.path.as_fd()), &candidate.file.key);
     let facts = pool.attributes.facts(fd, &candidate.stat, Some(key))?;
     if facts.state == FileState::Resident {
-        return Ok(None);
+        return Ok(false);
     }
     let recorded = facts.copy.map_or(0, |c| c.version.generation);
     let mut version = candidate.stat.version(key.generation().unwrap_or(recorded));
     let known = pool.catalog.get(&candidate.file.key).ok().flatten();
-    let vouched = known.is_some_and(|k| k.version.ctime_ns == version.ctime_ns);
+    let vouched = known.as_ref().is_some_and(|k| k.version.ctime_ns == version.ctime_ns);
     if !vouched {
         // A scan does not know whether the data changed behind it: it must not vouch for it.
         version.ctime_ns = FileRow::UNKNOWN_CTIME;
     }
-    Ok(Some(FileRow {
+    let old = known.and_then(|k| k.object).filter(|old| Some(*old) != facts.object);
+    batch.retired.extend(old.map(|old| (old, now_ns())));
+    batch.upserts.push(FileRow {
         key: candidate.file.key.clone(),
         object: facts.object,
         state: facts.state,
@@ -174,5 +185,6 @@ pub(in crate::daemon) fn row(
         local_bytes: Some(candidate.stat.allocated),
         path_hint: pool.relative(&candidate.name),
         archived_at_ns: facts.copy.map(|c| c.archived_at_ns),
-    }))
+    });
+    Ok(true)
 }

@@ -1,4 +1,4 @@
-//! Death between any two durable steps: of the engine, of the holder, of both.
+//! Death between any two durable steps: of the engine, of the holder, of both, of both with the power.
 //!
 //! ```text
 //! for each point × way to it × passage × who dies
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`ways::to`] says for every point of the agent's table how it is reached: a new point does not compile
-//! without. What must hold afterwards is in [`check`]. `HSM_FAILPOINT` limits a run to the turns whose name
+//! without. What must hold afterwards is in [`check`]. `HSM_TURNS` limits a run to the turns whose name
 //! contains it (`release.punched`, `kill-both`).
 
 use std::fs;
@@ -96,18 +96,32 @@ enum Death {
     Engine,
     Holder,
     Both,
+    /// Both, and the file system loses what its device does not have. (The kernel may still write
+    /// something between the deaths and the cut: it is one of the states that a cut can leave. Catalogue and
+    /// store are on another disk, which keeps all.)
+    Power,
 }
 
 impl Death {
-    const ALL: [Self; 3] = [Self::Engine, Self::Holder, Self::Both];
+    const ALL: [Self; 4] = [Self::Engine, Self::Holder, Self::Both, Self::Power];
 
-    /// As the agent wants to be told.
-    fn order(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Engine => "kill-engine",
             Self::Holder => "kill-holder",
             Self::Both => "kill-both",
+            Self::Power => "power-cut",
         }
+    }
+
+    /// As the agent wants to be told.
+    fn order(self) -> &'static str {
+        if self == Self::Power { Self::Both.name() } else { self.name() }
+    }
+
+    /// Whether no process of the agent is left.
+    fn is_total(self) -> bool {
+        matches!(self, Self::Both | Self::Power)
     }
 }
 
@@ -122,13 +136,13 @@ struct Turn {
 
 impl Turn {
     fn name(&self) -> String {
-        format!("{}-{}-{}-{:?}", self.point.name(), self.passage, self.death.order(), self.way)
+        format!("{}-{}-{}-{:?}", self.point.name(), self.passage, self.death.name(), self.way)
     }
 }
 
 /// The turns of these ways, in the order of the table.
 fn turns(wanted: &[Way]) -> Vec<Turn> {
-    let only = std::env::var("HSM_FAILPOINT").unwrap_or_default();
+    let only = std::env::var("HSM_TURNS").unwrap_or_default();
     let mut turns = Vec::new();
     for &point in Point::ALL {
         for &(way, passage) in ways::to(point).iter().filter(|(way, _)| wanted.contains(way)) {
@@ -146,9 +160,13 @@ fn walk(pool: &mut Pool, wanted: &[Way]) -> Result<()> {
     let armory = Armory::new(&pool.config)?;
     let turns = turns(wanted);
     let mut failures = Vec::new();
+    let log = pool.config.dir.join("agent.log");
     for turn in &turns {
+        let begin = fs::read(&log)?.len();
         if let Err(error) = one(pool, &armory, turn) {
-            failures.push(format!("{}: {error:#}", turn.name()));
+            let log = fs::read(&log)?;
+            let log = String::from_utf8_lossy(log.get(begin..).unwrap_or_default());
+            failures.push(format!("{}: {error:#}\n{log}", turn.name()));
             start_afresh(pool, &armory).with_context(|| failures.join("\n"))?;
         }
     }
@@ -182,15 +200,22 @@ fn revive(pool: &mut Pool, death: Death, restarts_at_least: u64) -> Result<()> {
         if death != Death::Holder {
             wait_until_dead(pool)?;
         }
-        return pool.start();
+        return begin_again(pool, death);
     };
     if death == Death::Engine {
         pool.put_agent(agent);
         return wait_for_restarts(pool, restarts_at_least);
     }
     agent.kill_holder()?;
-    if death == Death::Both {
+    if death.is_total() {
         wait_until_dead(pool)?;
+    }
+    begin_again(pool, death)
+}
+
+fn begin_again(pool: &mut Pool, death: Death) -> Result<()> {
+    if death == Death::Power {
+        pool.fs().cut_power()?;
     }
     pool.start()
 }

@@ -12,9 +12,9 @@ use hsm_agent::store::ObjectKey;
 use hsm_agent::sys::{handle, inode};
 use rusqlite::{Connection, OpenFlags};
 
-use super::Turn;
 use super::tree::{CHANGED, LARGE, Looks, PREALLOCATED, Planted, Tree};
 use super::ways::Way;
+use super::{Death, Turn};
 use crate::fixture::Pool;
 
 /// When it is asked.
@@ -79,14 +79,17 @@ impl Index {
     }
 }
 
-/// Whether the death may have come while a recall, or a release's work on preallocated blocks, had moved the mtime
-/// with nothing on disk to say so. Until the file is recalled, or archived, it stays moved.
+/// Whether the death may have come while a recall, or a release's work on preallocated blocks, had moved the
+/// mtime: it stays so until the file is recalled, or archived.
 fn has_moved_mtime(file: &Planted, turn: &Turn, when: When) -> bool {
     match turn.point {
         // Other files of the job are at other points.
         _ if turn.way == Way::Recall => when == When::AfterDeath,
-        Point::RecallChunk | Point::RecallFilled => file.name == LARGE && when == When::AfterDeath,
-        Point::RecallTakenBack => file.name == LARGE,
+        // The journal may have kept it, and not that it was put back.
+        _ if turn.death == Death::Power && turn.way.recalls() => when == When::AfterDeath,
+        Point::RecallChunk | Point::RecallFilled | Point::RecallTakenBack => {
+            file.name == LARGE && when == When::AfterDeath
+        }
         Point::ReleaseTrimmed => file.name == PREALLOCATED,
         _ => false,
     }
@@ -106,7 +109,8 @@ fn looks(file: &Planted, turn: &Turn, when: When) -> Result<()> {
     }
     ensure!(now.mtime == file.looks.mtime, "mtime {:?} became {:?}", file.looks.mtime, now.mtime);
     // Whoever reads moves it himself: here the way, or the check before.
-    let read = turn.way.reads() || when == When::AtTheEnd;
+    // And the kernel is in no hurry to write it down.
+    let read = turn.way.reads() || when == When::AtTheEnd || turn.death == Death::Power;
     ensure!(
         read || now.atime == file.looks.atime,
         "atime {:?} became {:?}",

@@ -150,8 +150,9 @@ impl Tree {
         Ok(&self.of(LARGE)?.sample)
     }
 
-    /// Before anything is done to it that may be cut off.
+    /// Before anything is done to it that may be cut off. Nothing of what is before can be lost.
     pub(super) fn remember(&mut self) -> Result<()> {
+        rustix::fs::syncfs(fs::File::open(&self.dir)?)?;
         for file in &mut self.files {
             file.looks = Looks::of(&file.sample.path)?;
         }

@@ -139,7 +139,7 @@ impl Way {
     pub(super) fn applies(self, death: Death) -> bool {
         let guarded = Needs::Programs.are_met();
         match self {
-            Self::Write => guarded || death != Death::Both,
+            Self::Write => guarded || !death.is_total(),
             Self::Request => guarded,
             _ => true,
         }
@@ -165,6 +165,11 @@ impl Way {
                 | Self::Rebuild
                 | Self::Pin
         )
+    }
+
+    /// Whether files are recalled.
+    pub(super) fn recalls(self) -> bool {
+        self == Self::Recall || self.reads()
     }
 
     /// Brings the tree into the state that the way begins with.
@@ -304,7 +309,11 @@ fn empty(pool: &mut Pool, tree: &mut Tree) -> Result<()> {
     pool.stop()?;
     let file = tree.of_mut(LARGE)?;
     let path = file.sample.path.clone();
-    pool.unguarded(|| Ok(File::options().write(true).open(path)?.set_len(0)?))?;
+    pool.unguarded(|| {
+        let file = File::options().write(true).open(path)?;
+        file.set_len(0)?;
+        Ok(file.sync_all()?)
+    })?;
     file.sample.content = Content::new(0, 0);
     file.changed = true;
     pool.start()
@@ -352,7 +361,7 @@ fn read(tree: &Tree, turn: &Turn) -> Result<()> {
 fn judge(reader: Reader, file: &Planted, turn: &Turn) -> Result<()> {
     let got = reader.join().map_err(|_| anyhow!("the reader panicked"))?;
     // One engine is dead already, and the next one has no part of the watch yet.
-    let both = turn.death == Death::Both || (turn.death, turn.way) == (Death::Holder, Way::Respawn);
+    let both = turn.death.is_total() || (turn.death, turn.way) == (Death::Holder, Way::Respawn);
     match got {
         // Nobody keeps him then (docs/OPERATIONS.md).
         _ if both && !Needs::Programs.are_met() => Ok(()),
@@ -367,7 +376,12 @@ fn judge(reader: Reader, file: &Planted, turn: &Turn) -> Result<()> {
 fn write(tree: &mut Tree, turn: &Turn) -> Result<()> {
     let file = tree.of_mut(LARGE)?;
     let path = file.sample.path.clone();
-    let writer = thread::spawn(move || File::options().append(true).open(path)?.write_all(TAIL));
+    let writer = thread::spawn(move || -> std::io::Result<()> {
+        let mut file = File::options().append(true).open(path)?;
+        file.write_all(TAIL)?;
+        // What is lost with the power otherwise is his.
+        file.sync_data()
+    });
     match writer.join().map_err(|_| anyhow!("the writer panicked"))? {
         Ok(()) => (file.changed, file.tail) = (true, TAIL.to_vec()),
         Err(error) if turn.death == Death::Engine => {
@@ -384,7 +398,7 @@ fn read_range(pool: &Pool, tree: &Tree, turn: &Turn) -> Result<()> {
     let args = [file.path.display().to_string(), offset.to_string(), length.to_string()];
     let out = pool.helper("pread", args)?.output()?;
     match (out.code(), turn.death) {
-        (_, Death::Both) => Ok(()),
+        (_, Death::Both | Death::Power) => Ok(()),
         (0, _) => file.content.check_range(offset, &out.stdout),
         (_, Death::Holder) => Ok(()),
         (code, Death::Engine) => Err(anyhow!("pread ended with {code}: {}", out.describe())),
