@@ -141,7 +141,7 @@ pub struct Coverage {
     pub mode: u32,
 }
 
-/// Refuse what is marked and unwatched; never ask anybody.
+/// Refuse what is marked and unwatched; never wait for anybody.
 pub const MODE_GUARD: u32 = 1;
 /// Ask the server for a watch.
 pub const MODE_FILTER: u32 = 2;
@@ -186,7 +186,7 @@ pub struct Server {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Request {
-    /// Number of the request, and key of its [`Wait`]. Never zero, never given out twice while
+    /// Number of the request, and key of its [`Wait`], if it has one. Never zero, never given out twice while
     /// the maps live.
     pub id: u64,
     /// The file system.
@@ -200,7 +200,7 @@ pub struct Request {
     pub generation: u32,
     /// Process that is waiting, as numbered in the initial PID namespace.
     pub tgid: u32,
-    /// [`KIND_WATCH`], [`KIND_QUERY`] or [`KIND_RECALL`].
+    /// [`KIND_WATCH`], [`KIND_QUERY`], [`KIND_RECALL`] or [`KIND_WANTED`].
     pub kind: u32,
     /// Device number of the superblock, `major << 20 | minor`: tells a mounted snapshot, which has the
     /// same UUID, from the file system itself.
@@ -218,6 +218,10 @@ pub const KIND_QUERY: u32 = 2;
 /// `file_post_open` does not follow. Recall the file now and answer [`ANSWER_ONLINE`]; the caller stays
 /// in the hook, so let [`Wait::beat`] grow while the recall makes progress.
 pub const KIND_RECALL: u32 = 3;
+/// Recall the file; nobody waits, and there is no [`Wait`]. Whoever wants it was refused with `EAGAIN` where a
+/// wait is not possible: the size is changed with the inode locked, which a recall needs itself. He comes
+/// again (an NFS client does so by itself) and finds the file online.
+pub const KIND_WANTED: u32 = 4;
 
 /// The agent's side of a request.
 #[repr(C)]
@@ -536,6 +540,8 @@ counters! {
     TruncateAsked = "truncate_asked",
     /// Truncations that were refused.
     TruncateDenied = "truncate_denied",
+    /// Recalls that were asked for on behalf of somebody who was refused meanwhile.
+    RecallWanted = "recall_wanted",
     /// Changes of marker, record or map by others that were refused.
     XattrDenied = "xattr_denied",
     /// `ioctl` calls that were refused.

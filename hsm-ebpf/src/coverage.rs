@@ -38,10 +38,16 @@ pub fn of(sb: SuperBlock) -> Option<Mode> {
 /// Whether somebody serves requests. The entry is cleared when the process ends.
 #[inline(always)]
 pub fn is_served() -> bool {
+    server() != 0
+}
+
+/// Serial number of who serves requests; zero: nobody.
+#[inline(always)]
+pub fn server() -> u64 {
     match SERVER.get_ptr(0) {
         // SAFETY: an array's values live as long as the map; volatile, because others write it.
-        Some(server) => unsafe { (&raw const (*server).serial).read_volatile() != 0 },
-        None => false,
+        Some(server) => unsafe { (&raw const (*server).serial).read_volatile() },
+        None => 0,
     }
 }
 

@@ -2,12 +2,13 @@
 
 use hsm_common::filter::KIND_QUERY;
 
+use crate::asked;
 use crate::coverage::{self, Mode};
 use crate::marker::Marker;
 use crate::object::{File, Inode, SuperBlock};
 use crate::task;
 use crate::verdict::{Look, Verdict};
-use crate::wait::{Answer, EAGAIN, ask};
+use crate::wait::{Answer, EAGAIN, ask, want};
 
 /// A file of a covered file system that is not known to be online, and whom it is refused to.
 #[derive(Clone, Copy)]
@@ -59,6 +60,29 @@ impl Suspect {
     #[inline(always)]
     pub fn is_marked_for(self, file: File) -> bool {
         self.mode == Mode::Mark && self.sb.is_content_watched() && file.is_asked_about()
+    }
+
+    /// The hook's result at the end of an open: in guard mode the agent that answers for it must be the one that
+    /// did when it began.
+    #[inline(always)]
+    pub fn verdict_of_an_open(self, file: File) -> i32 {
+        if self.mode == Mode::Guard && !asked::is_remembered(file) {
+            return -EAGAIN;
+        }
+        self.verdict()
+    }
+
+    /// The hook's result where fanotify may have asked nobody at all: in guard mode, too, a marker that is
+    /// there refuses.
+    #[inline(always)]
+    pub fn verdict_of_a_change(self) -> i32 {
+        if self.marker == Marker::Present { -EAGAIN } else { self.verdict() }
+    }
+
+    /// Has the file recalled, and does not wait.
+    #[inline(always)]
+    pub fn want(self) {
+        want(self.inode, self.sb);
     }
 
     #[inline(always)]

@@ -10,10 +10,11 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use hsm_common::filter::{Counter, KIND_QUERY, KIND_RECALL, KIND_WATCH};
 
+use crate::asked;
 use crate::counters::count;
 use crate::coverage::{self, Mode};
 use crate::marker::{self, Marker};
-use crate::object::{File, Inode, SuperBlock};
+use crate::object::{File, SuperBlock};
 use crate::passed::Passage;
 use crate::task;
 use crate::verdict::{Look, Verdict};
@@ -58,15 +59,17 @@ pub fn guard_open(context: LsmContext) -> i32 {
         return -EAGAIN;
     }
     match mode {
-        Mode::Guard => guard(inode, sb),
+        Mode::Guard => guard(file, sb),
         Mode::Filter => filter(file, sb, marker, look),
         Mode::Mark => mark(file, sb, marker, look),
     }
 }
 
 #[inline(always)]
-fn guard(inode: Inode, sb: SuperBlock) -> i32 {
-    if coverage::is_watched(inode, sb) && coverage::is_served() {
+fn guard(file: File, sb: SuperBlock) -> i32 {
+    let server = coverage::server();
+    if server != 0 && coverage::is_watched(file.inode(), sb) {
+        asked::remember(file, server);
         count(Counter::PassedWatched);
         return 0;
     }
@@ -81,11 +84,12 @@ fn is_unseen(file: File) -> bool {
     file.is_emptied() || file.is_beneath()
 }
 
-/// The mark asks about each access, or refuses it if its group is gone. What it cannot see waits here until
+/// The mark asks about each access, or refuses it if its group is gone. Then nobody serves either, and who
+/// opens the file is better told at once. What the mark cannot see waits here until
 /// the file is online, and until that is durable.
 #[inline(always)]
 fn mark(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
-    if !sb.is_content_watched() {
+    if !sb.is_content_watched() || !coverage::is_served() {
         count(Counter::DeniedUnwatched);
         return -EAGAIN;
     }

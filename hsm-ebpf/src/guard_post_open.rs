@@ -32,7 +32,7 @@ pub fn guard_post_open(context: LsmContext) -> i32 {
     if suspect.is_marked_for(file) {
         return 0;
     }
-    let result = suspect.verdict();
+    let result = suspect.verdict_of_an_open(file);
     if result != 0 {
         count(Counter::DeniedPostOpen);
     }

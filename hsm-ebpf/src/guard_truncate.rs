@@ -5,6 +5,10 @@
 //! a cached verdict: the kernel's functions do not accept `path->dentry`. So in filter mode it asks
 //! about every regular file, as long as somebody serves. `inode_setattr` gets the directory entry
 //! itself, and refuses what is still marked.
+//!
+//! Who cuts without a path (nfsd, overlayfs on its upper layer) is seen by `inode_setattr` alone, which
+//! cannot wait: it is called with the inode locked, and the recall needs that lock. So it asks for the recall and
+//! refuses with `EAGAIN`, which nfsd hands on to its client as "later".
 
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
@@ -16,7 +20,7 @@ use crate::examine::examine;
 use crate::marker;
 use crate::object::{Attributes, Dentry, Path};
 use crate::task;
-use crate::wait::{Answer, ask};
+use crate::wait::{Answer, EAGAIN, ask};
 
 /// `ATTR_SIZE` of `<linux/fs.h>`.
 const ATTR_SIZE: u32 = 1 << 3;
@@ -57,9 +61,12 @@ pub fn guard_setattr(context: LsmContext) -> i32 {
     let dentry = unsafe { Dentry::new(context.arg(1)) };
     let Some(inode) = dentry.inode() else { return 0 };
     let Some(suspect) = examine(inode, || marker::of_dentry(dentry)) else { return 0 };
-    let result = suspect.verdict();
+    let result = suspect.verdict_of_a_change();
     if result != 0 {
         count(Counter::TruncateDenied);
+    }
+    if result == -EAGAIN {
+        suspect.want();
     }
     result
 }

@@ -7,8 +7,8 @@
 //! The two of [`mark_filter`] decide which accesses fanotify asks about; whatever fails there, asks.
 //!
 //! One file per program; what they share is in [`object`] (kernel structures), [`task`] (who asks),
-//! [`marker`], [`verdict`], [`coverage`], [`examine`] (all of these), [`passed`] (between the two
-//! programs of an open) and [`wait`] (asking the agent).
+//! [`marker`], [`verdict`], [`coverage`], [`examine`] (all of these), [`passed`] and [`asked`] (between
+//! the two programs of an open) and [`wait`] (asking the agent).
 //!
 //! The invariant of every program: a pass needs a reason (verdict, absent marker, exemption, a
 //! watch that will be asked, the agent's word). Whatever fails on the way, refuses.
@@ -17,6 +17,7 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "bpfel has no AtomicU64::fetch_add; the intrinsic has")]
 
+mod asked;
 mod atomic;
 mod counters;
 mod coverage;

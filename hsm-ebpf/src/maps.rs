@@ -8,6 +8,7 @@ use hsm_common::filter::{
 };
 use hsm_common::resident::Resident;
 
+use crate::asked::Asked;
 use crate::task_storage::TaskStorage;
 
 /// Covered file systems.
@@ -21,6 +22,10 @@ pub static CLASSES: Array<u64, { UUID_CLASSES as usize }> = Array::new();
 /// What processes are trusted with.
 #[btf_map]
 pub static TRUSTED: TaskStorage<Trust> = TaskStorage::new();
+
+/// Opens of marked files that passed in guard mode. Not pinned: each set of programs minds its own.
+#[btf_map]
+pub static ASKED: TaskStorage<Asked> = TaskStorage::new();
 
 /// Who serves requests.
 #[btf_map]

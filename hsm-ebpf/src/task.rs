@@ -45,6 +45,12 @@ impl Task {
         Self(argument)
     }
 
+    /// For the kernel's functions.
+    #[inline(always)]
+    pub fn as_ptr(self) -> *const u8 {
+        self.0
+    }
+
     #[inline(always)]
     fn get<T: Copy>(self, offset: u32) -> T {
         read(self.0, offset)

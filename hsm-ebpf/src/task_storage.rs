@@ -3,7 +3,7 @@
 use core::ptr::{null, null_mut};
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE;
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, task_struct};
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, task_struct};
 use aya_ebpf::helpers::generated::bpf_task_storage_get;
 
 /// Values that belong to threads. The loader reads the map's properties from the types of the
@@ -32,10 +32,25 @@ impl<T> TaskStorage<T> {
     /// `task` is a pointer to a thread that the verifier knows.
     #[inline(always)]
     pub unsafe fn get(&self, task: *const u8) -> *mut T {
-        let map = core::ptr::from_ref(self).cast_mut().cast();
         // SAFETY: the caller's promise.
-        unsafe {
-            bpf_task_storage_get(map, task.cast_mut().cast::<task_struct>(), null_mut(), 0).cast()
-        }
+        unsafe { self.get_with(task, 0) }
+    }
+
+    /// The thread's value, all zeros if it had none; null when memory is short.
+    ///
+    /// # Safety
+    /// As [`Self::get`].
+    #[inline(always)]
+    pub unsafe fn get_or_create(&self, task: *const u8) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.get_with(task, BPF_LOCAL_STORAGE_GET_F_CREATE) }
+    }
+
+    #[inline(always)]
+    unsafe fn get_with(&self, task: *const u8, flags: u32) -> *mut T {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        let task = task.cast_mut().cast::<task_struct>();
+        // SAFETY: the caller's promise.
+        unsafe { bpf_task_storage_get(map, task, null_mut(), u64::from(flags)).cast() }
     }
 }

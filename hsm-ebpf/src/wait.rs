@@ -9,7 +9,9 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_iter_num};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use hsm_common::filter::{ANSWER_ONLINE, ANSWER_WATCHED, Counter, KIND_RECALL, Request, Wait};
+use hsm_common::filter::{
+    ANSWER_ONLINE, ANSWER_WATCHED, Counter, KIND_RECALL, KIND_WANTED, Request, Wait,
+};
 
 use crate::atomic;
 use crate::counters::{count, count_many};
@@ -72,14 +74,39 @@ pub fn ask(inode: Inode, sb: SuperBlock, kind: u32) -> Answer {
         count(Counter::DeniedNoServer);
         return Answer::Nobody;
     }
-    let Some(number) = NUMBERS.get_ptr_mut(0) else { return Answer::Nobody };
-    // SAFETY: an array's values live as long as the map.
-    let id = unsafe { atomic::add(number, 1) } + 1;
+    let Some(id) = next_number() else { return Answer::Nobody };
     let begin = Wait { verdict: 0, beat: 0 };
     if WAITS.insert(&id, &begin, u64::from(BPF_NOEXIST)).is_err() {
         count(Counter::DeniedFull);
         return Answer::Nobody;
     }
+    let answer = if submit(id, inode, sb, kind) { wait(id, inode, kind) } else { Answer::Nobody };
+    // From here on a late answer finds no entry.
+    let _ = WAITS.remove(&id);
+    answer
+}
+
+/// Has the file recalled, and does not wait.
+#[inline(always)]
+pub fn want(inode: Inode, sb: SuperBlock) {
+    if !is_served() {
+        return;
+    }
+    let Some(id) = next_number() else { return };
+    if submit(id, inode, sb, KIND_WANTED) {
+        count(Counter::RecallWanted);
+    }
+}
+
+#[inline(always)]
+fn next_number() -> Option<u64> {
+    let number = NUMBERS.get_ptr_mut(0)?;
+    // SAFETY: an array's values live as long as the map.
+    Some(unsafe { atomic::add(number, 1) } + 1)
+}
+
+#[inline(always)]
+fn submit(id: u64, inode: Inode, sb: SuperBlock, kind: u32) -> bool {
     let request = Request {
         id,
         uuid: sb.uuid(),
@@ -90,16 +117,9 @@ pub fn ask(inode: Inode, sb: SuperBlock, kind: u32) -> Answer {
         kind,
         device: sb.device(),
     };
-    let answer = if REQUESTS.output(&request, 0).is_err() {
-        count(Counter::DeniedFull);
-        Answer::Nobody
-    } else {
-        count(Counter::Requested);
-        wait(id, inode, kind)
-    };
-    // From here on a late answer finds no entry.
-    let _ = WAITS.remove(&id);
-    answer
+    let submitted = REQUESTS.output(&request, 0).is_ok();
+    count(if submitted { Counter::Requested } else { Counter::DeniedFull });
+    submitted
 }
 
 /// State of a wait.

@@ -166,8 +166,14 @@ impl Engine {
         // Only now, with our own watch in place, may an orphan of an earlier agent go.
         let lock = lock.take_over()?;
         let mut pools = Vec::new();
+        let mut unmarked = Vec::new();
         for watched in watched {
-            pools.push(watched.open(config, link, &shared)?);
+            let opens_were_marked = watched.opens_were_marked;
+            let pool = watched.open(config, link, &shared)?;
+            if !opens_were_marked {
+                unmarked.push(Arc::clone(&pool));
+            }
+            pools.push(pool);
         }
         let engine = Self {
             pools,
@@ -179,13 +185,14 @@ impl Engine {
         };
         reach(Point::RecoverOpened);
         engine.start_event_threads(runtime)?;
-        engine.prove_watches()?;
         for pool in &engine.pools {
             let failed =
                 |e| EngineError::Catalog { pool: pool.config.name.clone(), source: Box::new(e) };
             recover::intents(pool).map_err(failed)?;
+        }
+        engine.prove_watches()?;
+        for pool in unmarked {
             // On a thread of its own: other programs' files may lie on servers that do not answer.
-            let pool = Arc::clone(pool);
             std::thread::Builder::new()
                 .name("open-files".into())
                 .spawn(move || recover::open_files(&pool))
@@ -404,6 +411,8 @@ struct Watched {
     root: OwnedFd,
     fs_type: &'static str,
     interceptor: Box<dyn Interceptor>,
+    /// Whoever has an offline file open is asked about.
+    opens_were_marked: bool,
     tier_reason: String,
     kernel: crate::sys::fanotify::Group,
     /// Differs whenever the file system may have lost what it had in memory.
@@ -445,12 +454,24 @@ impl Watched {
         interceptor
             .attach()
             .map_err(|e| failed(MountError::not_watchable(pool.mount.clone(), e)))?;
+        let opens_were_marked =
+            chosen.tier == Tier::MarkFilter && programs.opens_were_marked(&usable);
         programs.cover(pool, chosen.tier, usable, number, &root, link).map_err(tier)?;
         tracing::info!(pool = name, tier = %chosen.tier, why = chosen.why, "watching");
         let tier_reason = chosen.why;
         let instance = mount::instance(&root).map_err(failed)?;
         let config = pool.clone();
-        Ok(Self { number, config, root, fs_type, interceptor, tier_reason, kernel, instance })
+        Ok(Self {
+            number,
+            config,
+            root,
+            fs_type,
+            interceptor,
+            opens_were_marked,
+            tier_reason,
+            kernel,
+            instance,
+        })
     }
 
     fn open(

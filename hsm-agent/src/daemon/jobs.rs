@@ -5,6 +5,6 @@
 
 mod ops;
 mod runner;
-mod scan;
+pub(super) mod scan;
 
 pub(super) use runner::{Job, run};

@@ -7,8 +7,8 @@
 //! 2. The holder and this engine are passed over, and the holder serves requests.
 //! 3. Per file system: the holder learns which group watches go to, and only then the programs ask.
 //!
-//! A pool in tier user-filter is covered as well, in a mode that asks nobody: when holder and engine
-//! are gone, and with them the watch on the file system, its offline files stay closed.
+//! A pool in tier user-filter is covered as well, in a mode in which nobody waits for an answer: when holder and
+//! engine are gone, and with them the watch on the file system, its offline files stay closed.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -131,6 +131,13 @@ impl Programs {
         }
     }
 
+    /// Whether nobody can have an offline file of this file system open whom our mark does not ask: since the
+    /// programs are there, each was opened under such a mark.
+    pub(super) fn opens_were_marked(&self, usable: &Result<Uuid, String>) -> bool {
+        let (Some(maps), Ok(uuid)) = (&self.maps, usable) else { return false };
+        maps.covered().is_ok_and(|covered| covered.contains(&(*uuid, bpf::Mode::Mark)))
+    }
+
     /// From now on the programs act on the file system of `root`, if they are `usable` there. Its
     /// watch is in place.
     pub(super) fn cover(
@@ -149,16 +156,11 @@ impl Programs {
                 return Ok(());
             }
             (Tier::UserFilter, Ok(uuid)) => (uuid, bpf::Mode::Guard),
-            (tier, usable) => {
-                let uuid = usable?;
-                link.cover(group, root.as_fd(), &pool.marker)
-                    .map_err(|e| format!("the holder cannot serve the pool: {e}"))?;
-                match tier {
-                    Tier::MarkFilter => (uuid, bpf::Mode::Mark),
-                    Tier::LsmFilter | Tier::UserFilter => (uuid, bpf::Mode::Filter),
-                }
-            }
+            (Tier::LsmFilter, usable) => (usable?, bpf::Mode::Filter),
+            (Tier::MarkFilter, usable) => (usable?, bpf::Mode::Mark),
         };
+        link.cover(group, root.as_fd(), &pool.marker)
+            .map_err(|e| format!("the holder cannot serve the pool: {e}"))?;
         maps.cover(uuid, mode).map_err(|e| e.to_string())?;
         // For `hsm guard install` at the next boot, before the file system is mounted.
         if let Err(error) = bpf::remember(&self.state.uuid_path(&pool.name), &uuid) {

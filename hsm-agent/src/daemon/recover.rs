@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::jobs::scan;
 use super::outcome::Candidate;
 use super::pool::{FileRef, Pool, now_ns};
 use crate::catalog::{Batch, CatalogError, Intent, IntentOp};
-use crate::core::{FileKey, FileState};
+use crate::core::{FileKey, FileState, ObjectId};
 use crate::failpoint::{Point, reach};
-use crate::marker::{InodeFd, Marker, Owner};
+use crate::marker::{InodeFd, Marker, Owner, Record};
 use crate::release::{PATIENCE, repunch};
 use crate::sys::{handle, inode, process};
 
@@ -51,22 +52,42 @@ fn archive(pool: &Pool, intent: &Intent, batch: &mut Batch) {
     let object = intent.what.object;
     let named = match candidate(pool, intent) {
         Ok(file) => match pool.attributes.record(InodeFd::Path(file.path.as_fd())) {
-            Ok(record) => record.and_then(|r| r.archived).is_some_and(|a| a.object == object),
-            Err(error) => {
-                tracing::warn!(%error, file = %file.name.display(), "not recovered");
-                return;
+            Ok(Some(Record { archived: Some(copy), .. })) if copy.object == object => {
+                succeed(pool, &file, object, batch)
             }
-        },
-        Err(e) if handle::is_stale(&e) => false,
+            Ok(_) => Ok(false),
+            Err(error) => Err(error.to_string()),
+        }
+        .inspect_err(|error| {
+            tracing::warn!(error, file = %file.name.display(), "an unfinished archive is looked at again at the next start");
+        }),
+        Err(e) if handle::is_stale(&e) => Ok(false),
         Err(error) => {
             tracing::warn!(%error, "an unfinished archive is looked at again at the next start");
             return;
         }
     };
+    let Ok(named) = named else { return };
     if !named {
         batch.retired.push((object, now_ns()));
     }
     batch.finished.push(intent.id);
+}
+
+/// A complete archive: what the catalogue has missed. It still knows the copy of the previous version,
+/// if there was one, and nobody else does.
+fn succeed(
+    pool: &Pool,
+    file: &Candidate,
+    object: ObjectId,
+    batch: &mut Batch,
+) -> Result<bool, String> {
+    let known = pool.catalog.get(&file.file.key).map_err(|e| e.to_string())?;
+    let row = scan::row(pool, file).map_err(|outcome| outcome.detail)?;
+    let old = known.and_then(|row| row.object).filter(|old| *old != object);
+    batch.retired.extend(old.map(|old| (old, now_ns())));
+    batch.upserts.extend(row);
+    Ok(true)
 }
 
 /// No marker, or that of another file: nothing happened. Marker: the file is offline, whatever is left of its data; what

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 
 use super::protocol::EventFrame;
+use crate::sys::handle::InodeNumbers;
 
 /// An event that so many engines knew when they died is suspected of killing them.
 const MAX_DEATHS: u32 = 20;
@@ -21,7 +22,12 @@ pub(super) enum Origin {
         /// That number.
         request: u64,
     },
+    /// Nobody: the file is wanted by one who was refused, and comes again.
+    Wanted(Wanted),
 }
+
+/// A file that is wanted: its group's number, and the inode.
+pub(super) type Wanted = (u32, InodeNumbers);
 
 /// One unanswered event.
 #[derive(Debug)]
@@ -101,8 +107,13 @@ impl Pending {
     pub(super) fn requests(&self) -> impl Iterator<Item = u64> {
         self.events.values().filter_map(|event| match event.origin {
             Origin::Program { request } => Some(request),
-            Origin::Fanotify => None,
+            Origin::Fanotify | Origin::Wanted(_) => None,
         })
+    }
+
+    /// Whether the file is being recalled for somebody who was refused. Few are at a time.
+    pub(super) fn has_wanted(&self, file: Wanted) -> bool {
+        self.events.values().any(|event| event.origin == Origin::Wanted(file))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -6,6 +6,9 @@
 //! like any other: for truncate(2) by path, where fanotify has looked before the program runs, and for an
 //! open by overlayfs, which the second program does not see.
 //!
+//! A truncation that comes without a path (nfsd) cannot wait: it is refused, and the file is recalled for its
+//! next attempt.
+//!
 //! Whatever goes wrong here ends in a denial: the program waits for no longer than its own limit,
 //! and the second program refuses who passed the first by mistake.
 
@@ -17,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hsm_common::filter::{KIND_QUERY, KIND_RECALL, KIND_WATCH, Request, Uuid};
+use hsm_common::filter::{KIND_QUERY, KIND_RECALL, KIND_WANTED, KIND_WATCH, Request, Uuid};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 
@@ -28,6 +31,7 @@ use crate::bpf::{Answer, Maps, Requests};
 use crate::failpoint::{Point, reach};
 use crate::intercept::WATCHED;
 use crate::sys::fanotify::{EventMask, Group, MarkTarget, Verdict};
+use crate::sys::handle::InodeNumbers;
 use crate::sys::{fsuuid, handle, inode, process, xattr};
 
 /// A program needs less than that to finish writing a request, once it runs.
@@ -118,9 +122,16 @@ impl Programs {
         let marker = marker.iter().copied().take_while(|b| *b != 0).collect::<Vec<u8>>();
         let marker = CString::new(marker).map_err(io::Error::other)?;
         let mut covered = self.covered();
+        let known = covered.iter().any(|c| c.uuid == uuid && c.number == number);
         covered.retain(|c| c.uuid != uuid);
         covered.push(Covered { uuid, device, number, group, root, marker });
-        Ok(())
+        drop(covered);
+        match self.maps.get() {
+            // An open that began before this watch was in place may have found somebody else's: it is to
+            // find another serial number when it is through.
+            Some(maps) if !known => maps.serve(std::process::id()).map_err(io::Error::other),
+            _ => Ok(()),
+        }
     }
 
     /// Answers a request that went to the engine.
@@ -188,7 +199,8 @@ fn take(shared: &Shared, request: &Request) -> Outcome {
     let outcome = match request.kind {
         KIND_WATCH => covered.watch(request),
         KIND_QUERY => covered.query(request),
-        KIND_RECALL => covered.recall(shared, request),
+        KIND_RECALL => covered.recall(shared, request, Origin::Program { request: request.id }),
+        KIND_WANTED => covered.want(shared, request),
         other => Err(io::Error::other(format!("request of unknown kind {other}"))),
     };
     outcome.unwrap_or_else(|error| {
@@ -203,12 +215,8 @@ fn take(shared: &Shared, request: &Request) -> Outcome {
 
 impl Covered {
     fn open(&self, request: &Request, flags: OFlags) -> io::Result<OwnedFd> {
-        let numbers = handle::InodeNumbers {
-            ino: request.ino,
-            generation: request.generation,
-            subvolume: request.subvolume,
-        };
-        handle::open(&*self.root, &handle::from_numbers(&*self.root, numbers)?, flags)
+        let key = handle::from_numbers(&*self.root, numbers(request))?;
+        handle::open(&*self.root, &key, flags)
     }
 
     fn watch(&self, request: &Request) -> io::Result<Outcome> {
@@ -229,7 +237,16 @@ impl Covered {
         Ok(Outcome::Answer(Answer::Watched))
     }
 
-    fn recall(&self, shared: &Shared, request: &Request) -> io::Result<Outcome> {
+    /// Nobody waits for this answer; who comes again while the recall goes on asks again.
+    fn want(&self, shared: &Shared, request: &Request) -> io::Result<Outcome> {
+        let wanted = (self.number, numbers(request));
+        if shared.pending().has_wanted(wanted) {
+            return Ok(Outcome::Later);
+        }
+        self.recall(shared, request, Origin::Wanted(wanted))
+    }
+
+    fn recall(&self, shared: &Shared, request: &Request, origin: Origin) -> io::Result<Outcome> {
         let path = self.open(request, OFlags::PATH)?;
         if xattr::get_at_path(path.as_fd(), &self.marker)?.is_none() {
             return Ok(Outcome::Answer(Answer::Online));
@@ -248,8 +265,11 @@ impl Covered {
             range: None,
             event_fd: -1,
         };
-        let origin = Origin::Program { request: request.id };
         shared.pending().insert(Unanswered::new(frame, fd, origin));
         Ok(Outcome::Later)
     }
+}
+
+fn numbers(request: &Request) -> InodeNumbers {
+    InodeNumbers { ino: request.ino, generation: request.generation, subvolume: request.subvolume }
 }

@@ -112,9 +112,10 @@ impl Shared {
     /// Answers and only then closes the event's descriptor.
     pub(super) fn answer(&self, event: Unanswered, verdict: Verdict) {
         let Unanswered { frame, fd, origin, .. } = event;
-        if let Origin::Program { request } = origin {
-            self.programs.answer(request, verdict);
-            return;
+        match origin {
+            Origin::Fanotify => {}
+            Origin::Program { request } => return self.programs.answer(request, verdict),
+            Origin::Wanted(_) => return,
         }
         let group = self.groups().get(frame.group as usize).map(|(_, g)| Arc::clone(g));
         let result = match group {

@@ -73,14 +73,17 @@ pub fn recall(pool: &Pool, job: &Recall) -> Result<RecallOutcome, RecallError> {
         space::data_extents(&fd, before.size).map_err(local("the file's holes cannot be found"))?;
     let underway = pool.progress.begin(&job.file.key);
     let filling = Filling { pool, object: &object, fd: fd.as_fd(), progress: &underway };
-    filling.compare(&leftovers, &map)?;
+    let before = match filling.compare(&leftovers, &map)? {
+        true => before_the_crash(pool, path.as_fd(), &marker, before)?,
+        false => before,
+    };
     reach(Point::RecallOpened);
     let bytes = match filling.run(&chunks) {
         Ok(bytes) => bytes,
         Err(e) => {
             // Only from a file that had nothing: readers of a partial file may have ranges mapped.
             if leftovers.is_empty() {
-                take_back(&fd, &object, &chunks, &before);
+                take_back(&fd, &before);
             }
             return Err(e);
         }
@@ -116,6 +119,20 @@ fn truncated(pool: &Pool, path: BorrowedFd<'_>) -> Result<RecallOutcome, RecallE
     Ok(RecallOutcome { recalled: Recalled::Complete, settle: None, bytes: 0 })
 }
 
+/// The times to restore where an earlier recall was cut off: its writes moved the mtime, and it did not
+/// come to put it back. The data is that of the copy, so the copy's mtime is the file's. (That of
+/// somebody who touched the file since it was released is lost, but only if a crash came in between.)
+fn before_the_crash(
+    pool: &Pool,
+    path: BorrowedFd<'_>,
+    marker: &Marker,
+    found: Stat,
+) -> Result<Stat, RecallError> {
+    let record = pool.attributes.record(InodeFd::Path(path))?;
+    let copy = record.and_then(|record| record.archived).filter(|c| c.object == marker.object);
+    Ok(Stat { mtime_ns: copy.map_or(found.mtime_ns, |copy| copy.version.mtime_ns), ..found })
+}
+
 /// Opens the object and checks that it is the one that the marker means.
 fn open_object(pool: &Pool, marker: &Marker) -> Result<ObjectReader, RecallError> {
     let store = || Arc::clone(&pool.store);
@@ -149,11 +166,12 @@ struct Filling<'a> {
 impl Filling<'_> {
     /// Data that is there although the marker says that it is not. If a recall or a release was cut
     /// off, it is the object's data. Otherwise somebody wrote while nobody watched, and recalling
-    /// would undo that: which bytes are right is then not for us to say.
-    fn compare(&self, leftovers: &[Range<u64>], map: &ResidencyMap) -> Result<(), RecallError> {
+    /// would undo that: which bytes are right is then not for us to say. Returns whether there is any.
+    fn compare(&self, leftovers: &[Range<u64>], map: &ResidencyMap) -> Result<bool, RecallError> {
         let touched = leftovers.iter().flat_map(|r| map.missing_chunks(r.clone()));
+        let touched = touched.map(u64::from).collect::<BTreeSet<_>>();
         let mut found = Vec::new();
-        for index in touched.map(u64::from).collect::<BTreeSet<_>>() {
+        for &index in &touched {
             let Some(chunk) = self.object.manifest().chunk_range(index) else { continue };
             let _share = self.pool.budget.take(chunk.end - chunk.start);
             let plain = self.fetch(index)?;
@@ -176,7 +194,7 @@ impl Filling<'_> {
                 }
             }
         }
-        Ok(())
+        Ok(!touched.is_empty())
     }
 
     /// All chunks, a few at a time. Returns the bytes written.
@@ -276,14 +294,13 @@ fn write_all_at(fd: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> std::io::Resul
     Ok(())
 }
 
-/// Frees what a failed recall has written: it counts for nothing, and room may be what is short.
-fn take_back(fd: &OwnedFd, object: &ObjectReader, chunks: &[u64], before: &Stat) {
-    for range in chunks.iter().filter_map(|i| object.manifest().chunk_range(*i)) {
-        if let Err(error) = space::punch(fd, range) {
-            tracing::debug!(%error, "a failed recall leaves data behind");
-            break;
-        }
+/// Frees what a failed recall has written: it counts for nothing, and room may be what is short. All of
+/// it, also the block in which the file ends: zeros that stay there would be taken for somebody's writing.
+fn take_back(fd: &OwnedFd, before: &Stat) {
+    if let Err(error) = space::punch_all(fd, before.size) {
+        tracing::debug!(%error, "a failed recall leaves data behind");
     }
+    // A crash here leaves a stub whose mtime has moved, and nothing that tells.
     reach(Point::RecallTakenBack);
     let _ = inode::restore_times(fd, before);
 }

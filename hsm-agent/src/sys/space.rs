@@ -53,7 +53,7 @@ pub fn trim(fd: impl AsFd, size: u64) -> io::Result<()> {
 }
 
 /// Takes the data of a range away; the size stays.
-pub fn punch(fd: impl AsFd, range: Range<u64>) -> io::Result<()> {
+fn punch(fd: impl AsFd, range: Range<u64>) -> io::Result<()> {
     if range.is_empty() {
         return Ok(());
     }

@@ -56,8 +56,12 @@ pub(crate) enum Needs {
     Anything,
     /// Kernel programs that guard the files, whether the agent lives or not.
     Programs,
-    /// A watch on the whole file system.
+    /// A filter on the file system's own mark: tier mark-filter.
+    Filter,
+    /// A watch on the whole file system that ends with its group.
     WholeWatch,
+    /// Watches on inodes that end with their group, and kernel programs.
+    InodeWatches,
     /// Files that are open while they are offline.
     Ranges,
     /// The test guest: its kernel is nobody else's.
@@ -77,8 +81,13 @@ impl Needs {
         let (met, why) = match self {
             Self::Anything => (true, ""),
             Self::Programs => (tier.has_programs(), "no kernel programs guard the files"),
-            Self::WholeWatch => {
-                (!tier.recalls_at_open(), "recall at open: no watch on the whole file system")
+            Self::Filter => (tier == Tier::MarkFilter, "no filter on a mark"),
+            Self::WholeWatch => (
+                tier == Tier::UserFilter,
+                "no watch on the whole file system that a group's end takes away",
+            ),
+            Self::InodeWatches => {
+                (tier == Tier::LsmFilter, "no watches on inodes that a group's end takes away")
             }
             Self::Ranges => (!tier.recalls_at_open(), "recall at open: no ranges"),
             Self::Guest => (Path::new(GUEST_DIR).is_dir(), "only in the test guest"),
@@ -286,6 +295,11 @@ impl Pool {
     /// Takes the agent out, to be stopped or killed by the case.
     pub(crate) fn take_agent(&mut self) -> Result<Agent> {
         self.agent.take().context("no agent runs")
+    }
+
+    /// Puts an agent that was taken out back.
+    pub(crate) fn put_agent(&mut self, agent: Agent) {
+        self.agent = Some(agent);
     }
 
     /// The managed file system.

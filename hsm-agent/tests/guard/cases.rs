@@ -47,7 +47,9 @@ cases! {
     what_passed_before_says_nothing_of_the_next_file,
     truncation_waits_while_there_is_progress,
     truncation_of_online_files_needs_no_agent,
+    truncation_without_a_path_has_the_file_recalled,
     guard_mode_needs_watch_and_server,
+    a_server_that_was_not_asked_does_not_vouch,
     unreadable_files_are_asked_about,
     fiemap_of_a_marked_file_is_refused,
     an_exemption_is_not_inherited,
@@ -420,15 +422,62 @@ fn truncation_of_online_files_needs_no_agent(lab: &Lab) -> Result<()> {
     assert_count(lab, Counter::TruncateAsked, 0)
 }
 
+/// Overlayfs changes the size of a file of its upper layer as nfsd does: no path, nobody is asked, and the
+/// inode is locked.
+fn truncation_without_a_path_has_the_file_recalled(lab: &Lab) -> Result<()> {
+    for name in ["lower", "upper", "work", "merged"] {
+        fs::create_dir(lab.path(name))?;
+    }
+    let file = lab.marked("upper/file")?;
+    let merged = lab.path("merged");
+    let layer = |name: &str| format!("{name}dir={}", lab.path(name).display());
+    let options = ["lower", "upper", "work"].map(layer).join(",");
+    let mount = Run::new("mount").args(["-t", "overlay", "-o", &options, "overlay"]);
+    mount.args([&merged]).ok()?;
+    let result = truncation_above(lab, &file, &merged.join("file"));
+    Run::new("umount").args([&merged]).ok()?;
+    result
+}
+
+fn truncation_above(lab: &Lab, file: &Path, above: &Path) -> Result<()> {
+    lab.cover(Mode::Filter)?;
+    assert_errno(TRUNCATE, above, EAGAIN)?;
+    assert_count(lab, Counter::RecallWanted, 0)?;
+    let _server = lab.serve("filesystem", file)?;
+    for (mode, asked) in [(Mode::Filter, 1), (Mode::Guard, 2)] {
+        lab.cover(mode)?;
+        assert_errno(TRUNCATE, above, EAGAIN)?;
+        assert_count(lab, Counter::RecallWanted, asked)?;
+    }
+    lab.unmark(file)?;
+    assert_errno(TRUNCATE, above, 0)?;
+    assert_count(lab, Counter::RecallWanted, 2)
+}
+
 fn guard_mode_needs_watch_and_server(lab: &Lab) -> Result<()> {
     let path = lab.marked("marked")?;
     lab.cover(Mode::Guard)?;
     let mut server = lab.serve("filesystem", &path)?;
     assert_errno(READ, &path, 0)?;
-    assert_errno(TRUNCATE, &path, 0)?;
+    // Its listener was asked, and let it pass without a recall.
+    assert_errno(TRUNCATE, &path, EAGAIN)?;
     server.kill();
     wait_for(|| Ok(lab.maps.server()?.is_none()))?;
     assert_errno(READ, &path, EAGAIN)
+}
+
+/// In guard mode: the agent dies while an opener waits for its answer, and a new one serves by the time that the open
+/// is through.
+fn a_server_that_was_not_asked_does_not_vouch(lab: &Lab) -> Result<()> {
+    let (marked, online) = (lab.marked("marked")?, lab.file("online")?);
+    lab.cover(Mode::Guard)?;
+    let _server = lab.serve("successor", &marked)?;
+    for turn in 1..=3 {
+        assert_errno(READ, &marked, EAGAIN)?;
+        assert_count(lab, Counter::DeniedPostOpen, turn)?;
+        assert_errno(READ, &online, 0)?;
+    }
+    Ok(())
 }
 
 /// Whoever may write but not read cannot have the marker read in his name.

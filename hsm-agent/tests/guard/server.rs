@@ -8,6 +8,7 @@
 //! | `beats` | lets the beat grow for 3 s, then answers "online" |
 //! | `watch` | marks PATH for `FAN_OPEN_PERM`, answers "watched", removes the marker when asked, allows |
 //! | `filesystem` | watches the whole file system and allows every open |
+//! | `successor` | as `filesystem`, but another agent serves by the time of each answer |
 //! | `stranger` | marks PATH as `watch` does and allows every open, as a virus scanner does |
 //! | `dies` | releases PATH over and over, dies when the marker is set, and recalls as the next agent |
 
@@ -57,7 +58,7 @@ fn serve(how: &str, base: &Path, path: &Path) -> Result<()> {
         return release_and_die(path);
     }
     let mut requests = maps.requests()?;
-    if matches!(how, "watch" | "stranger" | "filesystem") {
+    if matches!(how, "watch" | "stranger" | "filesystem" | "successor") {
         return watch(&maps, requests, path, how);
     }
     maps.serve(me)?;
@@ -133,7 +134,7 @@ fn watch(maps: &Maps, mut requests: Requests, path: &Path, how: &str) -> Result<
     let file = File::open(path)?;
     match how {
         "stranger" => group.watch_inode(MarkTarget::Fd(file.as_fd()), EventMask::OPEN_PERM)?,
-        "filesystem" => group.watch_filesystem(file.as_fd(), EventMask::OPEN_PERM)?,
+        "filesystem" | "successor" => group.watch_filesystem(file.as_fd(), EventMask::OPEN_PERM)?,
         _ => {}
     }
     maps.serve(std::process::id())?;
@@ -144,6 +145,9 @@ fn watch(maps: &Maps, mut requests: Requests, path: &Path, how: &str) -> Result<
         while let Some(request) = requests.next() {
             group.watch_inode(MarkTarget::Fd(file.as_fd()), EventMask::OPEN_PERM)?;
             maps.answer(request.id, Answer::Watched)?;
+        }
+        if how == "successor" && group.has_events() {
+            maps.serve(std::process::id())?;
         }
         answer_events(&group, &mut buffer, &file, how == "watch")?;
     }

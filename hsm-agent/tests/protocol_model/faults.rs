@@ -25,14 +25,14 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>) {
     if agent.holder && one_may_die {
         out.whim(FAULT, "the holder dies", |s| {
             s.left.crashes -= 1;
-            s.agent.holder = false;
+            kill_holder(s);
             close_group(s);
         });
     }
     if agent.holder && agent.engine && setup.both_die {
         out.whim(FAULT, "holder and engine die", |s| {
             s.left.crashes -= 1;
-            s.agent.holder = false;
+            kill_holder(s);
             kill_engine(setup, s);
         });
     }
@@ -55,6 +55,12 @@ fn kill_engine(setup: &Setup, state: &mut State) {
         state.openers_mut().into_iter().for_each(|opener| *opener = opener.allowed());
     }
     close_group(state);
+}
+
+/// The programs' server is gone, and the next one has another serial number.
+fn kill_holder(state: &mut State) {
+    state.agent.holder = false;
+    state.openers_mut().into_iter().for_each(|opener| opener.vouched = false);
 }
 
 /// With its last descriptor a group's marks go, and the kernel lets pass whoever waits in it.

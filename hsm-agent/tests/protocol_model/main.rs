@@ -12,7 +12,6 @@
 mod archive;
 mod explore;
 mod faults;
-mod gaps;
 mod mutants;
 mod opener;
 mod recall;
@@ -56,11 +55,10 @@ fn as_built_in_tier_lsm_filter() {
     holds(&Setup::new(Tier::LsmFilter).readers(2));
 }
 
-/// With programs beside it, as long as an agent lives: see `gaps`.
 #[test]
 fn as_built_in_tier_user_filter() {
     holds(&Setup::new(Tier::UserFilter).readers(2));
-    holds(&Setup::new(Tier::Guarded).readers(2).an_agent_lives());
+    holds(&Setup::new(Tier::Guarded).readers(2));
 }
 
 #[test]
@@ -78,7 +76,7 @@ fn archived_again_while_holder_and_engine_may_die() {
 #[test]
 fn two_crashes() {
     holds(&Setup::new(Tier::LsmFilter).writes(2).crashes(2));
-    holds(&Setup::new(Tier::Guarded).crashes(2).an_agent_lives());
+    holds(&Setup::new(Tier::Guarded).crashes(2));
     holds(&Setup::new(Tier::UserFilter).writes(2).crashes(2));
 }
 

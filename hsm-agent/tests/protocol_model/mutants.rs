@@ -111,6 +111,12 @@ fn no_guard_post_open() {
     fails(&lsm_filter().without(&[Mutant::NoPostOpen]), HOLES);
 }
 
+/// Holder and engine die, and a new agent serves before an opener comes to `guard_post_open`: it was not asked.
+#[test]
+fn guard_post_open_believes_a_server_that_was_not_asked() {
+    fails(&Setup::new(Tier::Guarded).without(&[Mutant::AnyServer]), HOLES);
+}
+
 #[test]
 fn a_verdict_is_cached_with_a_seq_that_was_read_too_late() {
     fails(&lsm_filter().without(&[Mutant::LookBeforeSeq]), HOLES);

@@ -48,7 +48,8 @@ impl Program<'_, '_> {
     fn go(&mut self, at: At, what: &'static str, change: impl FnOnce(&mut State)) {
         let who = self.who;
         self.out.progress(NAMES[who], what, |s| {
-            *s.openers_mut()[who] = Opener::at(at);
+            let opener = &mut s.openers_mut()[who];
+            **opener = opener.on(at);
             change(s);
         });
     }
@@ -113,7 +114,10 @@ impl Program<'_, '_> {
         match self.setup.tier {
             Tier::LsmFilter if watched => self.go(At::BeforeFanotify, what, |_| {}),
             Tier::LsmFilter if holder => self.go(At::WantsWatch, what, |_| {}),
-            Tier::Guarded if holder => self.go(At::BeforeFanotify, what, |_| {}),
+            Tier::Guarded if holder => {
+                let who = self.who;
+                self.go(At::BeforeFanotify, what, |s| s.openers_mut()[who].vouched = true);
+            }
             _ => self.refused("guard_open: marked, and nobody serves: EAGAIN"),
         }
     }
@@ -168,7 +172,8 @@ impl Program<'_, '_> {
 
     fn still_marked(&mut self) {
         let from = &self.out.from;
-        let answered_for = from.group() && from.agent.holder;
+        let same = self.opener.vouched || self.setup.is(Mutant::AnyServer);
+        let answered_for = from.group() && from.agent.holder && same;
         if self.setup.tier == Tier::Guarded && answered_for {
             self.go(At::Open, "guard_post_open: marked, and answered for", |_| {});
         } else {

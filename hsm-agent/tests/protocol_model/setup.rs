@@ -46,6 +46,8 @@ pub(crate) enum Mutant {
     RecordBeforeFlush,
     /// Programs: no `guard_post_open`.
     NoPostOpen,
+    /// Programs: `guard_post_open` passes what any server answers for, not only the one of `guard_open`.
+    AnyServer,
     /// Programs: the marker is looked at before `seq` is.
     LookBeforeSeq,
     /// Holder: an engine that died is not started again.

@@ -193,6 +193,8 @@ pub(crate) struct Opener {
     pub(crate) stale: bool,
     /// Mutant: the marker was there, when it was looked at too early.
     pub(crate) saw: bool,
+    /// Guard mode: `guard_open` has let it pass a marked file, and the holder that served then lives.
+    pub(crate) vouched: bool,
 }
 
 impl Opener {
@@ -200,7 +202,7 @@ impl Opener {
     pub(crate) const GONE: Self = Self::at(At::Gone);
 
     pub(crate) const fn at(at: At) -> Self {
-        Self { at, stale: false, saw: false }
+        Self { at, stale: false, saw: false, vouched: false }
     }
 
     /// Whether the inode's open count includes it.
@@ -222,10 +224,16 @@ impl Opener {
         matches!(self.at, At::Asked | At::AskedContent | At::WantsWatch | At::BeforeLease)
     }
 
+    /// Goes on within the same open.
+    pub(crate) fn on(self, at: At) -> Self {
+        let opens = Self::at(at);
+        Self { vouched: self.vouched && opens.counts() && !opens.has_opened(), ..opens }
+    }
+
     /// The kernel lets it go on.
     pub(crate) fn allowed(self) -> Self {
         match self.at {
-            At::Asked => Self::at(At::BeforeLease),
+            At::Asked => self.on(At::BeforeLease),
             At::AskedContent => Self::at(At::Access),
             _ => self,
         }
@@ -587,6 +595,7 @@ impl State {
             bits.push(opener.at as u64, 4);
             bits.push(opener.stale.into(), 1);
             bits.push(opener.saw.into(), 1);
+            bits.push(opener.vouched.into(), 1);
         }
         let left = &self.left;
         for budget in [left.writes, left.releases, left.archives, left.crashes] {

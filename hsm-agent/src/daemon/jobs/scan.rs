@@ -102,7 +102,7 @@ impl Scan<'_> {
     fn file(&mut self, candidate: &Candidate) -> Result<(), CatalogError> {
         self.files += 1;
         self.bytes += candidate.stat.size;
-        match self.row(candidate) {
+        match row(self.pool, candidate) {
             Ok(Some(row)) => {
                 self.job.report(&candidate.name, FileOutcome::done(candidate.stat.size));
                 self.batch.upserts.push(row);
@@ -117,32 +117,6 @@ impl Scan<'_> {
             }
         }
         Ok(())
-    }
-
-    /// `None`: hsm has written nothing on this inode.
-    fn row(&self, candidate: &Candidate) -> Result<Option<FileRow>, FileOutcome> {
-        let (fd, key) = (InodeFd::Path(candidate.path.as_fd()), &candidate.file.key);
-        let facts = self.pool.attributes.facts(fd, &candidate.stat, Some(key))?;
-        if facts.state == FileState::Resident {
-            return Ok(None);
-        }
-        let recorded = facts.copy.map_or(0, |c| c.version.generation);
-        let mut version = candidate.stat.version(key.generation().unwrap_or(recorded));
-        let known = self.pool.catalog.get(&candidate.file.key).ok().flatten();
-        let vouched = known.is_some_and(|k| k.version.ctime_ns == version.ctime_ns);
-        if !vouched {
-            // A scan does not know whether the data changed behind it: it must not vouch for it.
-            version.ctime_ns = FileRow::UNKNOWN_CTIME;
-        }
-        Ok(Some(FileRow {
-            key: candidate.file.key.clone(),
-            object: facts.object,
-            state: facts.state,
-            version,
-            local_bytes: Some(candidate.stat.allocated),
-            path_hint: self.pool.relative(&candidate.name),
-            archived_at_ns: facts.copy.map(|c| c.archived_at_ns),
-        }))
     }
 
     fn write(&mut self) -> Result<(), CatalogError> {
@@ -172,4 +146,33 @@ impl Scan<'_> {
         })?;
         self.pool.catalog.commit(&gone)
     }
+}
+
+/// What the inode says, as the catalogue keeps it. `None`: hsm has written nothing on this inode.
+pub(in crate::daemon) fn row(
+    pool: &Pool,
+    candidate: &Candidate,
+) -> Result<Option<FileRow>, FileOutcome> {
+    let (fd, key) = (InodeFd::Path(candidate.path.as_fd()), &candidate.file.key);
+    let facts = pool.attributes.facts(fd, &candidate.stat, Some(key))?;
+    if facts.state == FileState::Resident {
+        return Ok(None);
+    }
+    let recorded = facts.copy.map_or(0, |c| c.version.generation);
+    let mut version = candidate.stat.version(key.generation().unwrap_or(recorded));
+    let known = pool.catalog.get(&candidate.file.key).ok().flatten();
+    let vouched = known.is_some_and(|k| k.version.ctime_ns == version.ctime_ns);
+    if !vouched {
+        // A scan does not know whether the data changed behind it: it must not vouch for it.
+        version.ctime_ns = FileRow::UNKNOWN_CTIME;
+    }
+    Ok(Some(FileRow {
+        key: candidate.file.key.clone(),
+        object: facts.object,
+        state: facts.state,
+        version,
+        local_bytes: Some(candidate.stat.allocated),
+        path_hint: pool.relative(&candidate.name),
+        archived_at_ns: facts.copy.map(|c| c.archived_at_ns),
+    }))
 }

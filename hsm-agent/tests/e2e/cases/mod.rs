@@ -3,10 +3,12 @@
 use crate::fixture::{Case, Needs};
 
 mod copying;
+mod failpoints;
 mod files;
 mod guarded;
 mod luck;
 mod mapping;
+mod marked;
 mod metadata;
 mod modifying;
 mod mounts;
@@ -49,7 +51,9 @@ use cases;
 /// Every case, with the name of its subject.
 pub(crate) fn all() -> impl Iterator<Item = (&'static str, Case)> {
     let guarded = guarded::CASES.iter().map(|case| Case { needs: Needs::Programs, ..*case });
-    anywhere().chain(guarded.map(|case| ("guarded", case)))
+    let marked = marked::CASES.iter().map(|case| Case { needs: Needs::Filter, ..*case });
+    let guarded = guarded.map(|case| ("guarded", case));
+    anywhere().chain(guarded).chain(marked.map(|case| ("marked", case)))
 }
 
 fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
@@ -68,6 +72,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("luck", luck::CASES),
         ("remote", remote::CASES),
         ("processes", processes::CASES),
+        ("failpoints", failpoints::CASES),
         ("ways", ways::CASES),
         ("nfs", nfs::CASES),
         ("subvolumes", subvolumes::CASES),

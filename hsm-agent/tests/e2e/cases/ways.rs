@@ -28,7 +28,7 @@ cases! {
     a_killed_agent_in_the_middle_of_a_recall_lets_nobody_through; needs Programs,
     a_kept_watch_stops_every_way_when_both_processes_die with |config| {
         config.keeps = true;
-    }; needs Programs,
+    }; needs InodeWatches,
 }
 
 /// What a way does when it gets through.

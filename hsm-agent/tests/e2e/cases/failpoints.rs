@@ -1,0 +1,276 @@
+//! Death between any two durable steps: of the engine, of the holder, of both.
+//!
+//! ```text
+//! for each point × way to it × passage × who dies
+//!   a fresh tree → the state that the way needs → arm the point → go the way
+//!   the point must have been reached → an agent again → check → do it again → check
+//! ```
+//!
+//! [`ways::to`] says for every point of the agent's table how it is reached: a new point does not compile
+//! without. What must hold afterwards is in [`check`]. `HSM_FAILPOINT` limits a run to the turns whose name
+//! contains it (`release.punched`, `kill-both`).
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use hsm_agent::failpoint::{BUILT_IN, Point, REACHED, VARIABLE};
+use hsm_lab::{PoolConfig, census, patience};
+
+use super::cases;
+use crate::fixture::Pool;
+
+mod check;
+mod tree;
+mod ways;
+
+use tree::Tree;
+use ways::Way;
+
+cases! {
+    failpoints_in_archive_lose_nothing with with_readback,
+    failpoints_in_release_lose_nothing with with_failpoints,
+    failpoints_in_recovery_lose_nothing with with_failpoints,
+    failpoints_in_recall_lose_nothing with with_failpoints,
+    failpoints_under_writers_lose_nothing with with_failpoints,
+    failpoints_in_range_recall_lose_nothing with with_ranges,
+    failpoints_on_the_way_of_an_event_lose_nothing with with_failpoints,
+    failpoints_in_the_catalogue_lose_nothing with with_failpoints,
+}
+
+fn failpoints_in_archive_lose_nothing(pool: &mut Pool) -> Result<()> {
+    walk(pool, &[Way::Archive, Way::ArchiveChanged])
+}
+
+fn failpoints_in_release_lose_nothing(pool: &mut Pool) -> Result<()> {
+    walk(pool, &[Way::Release, Way::ReleaseTurned])
+}
+
+fn failpoints_in_recovery_lose_nothing(pool: &mut Pool) -> Result<()> {
+    walk(pool, &[Way::Start, Way::Recover])
+}
+
+fn failpoints_in_recall_lose_nothing(pool: &mut Pool) -> Result<()> {
+    walk(pool, &[Way::Recall, Way::Read, Way::Damaged])
+}
+
+fn failpoints_under_writers_lose_nothing(pool: &mut Pool) -> Result<()> {
+    walk(pool, &[Way::Write, Way::Emptied])
+}
+
+fn failpoints_in_range_recall_lose_nothing(pool: &mut Pool) -> Result<()> {
+    walk(pool, &[Way::Range])
+}
+
+fn failpoints_on_the_way_of_an_event_lose_nothing(pool: &mut Pool) -> Result<()> {
+    walk(pool, &[Way::Event, Way::Request, Way::Respawn])
+}
+
+fn failpoints_in_the_catalogue_lose_nothing(pool: &mut Pool) -> Result<()> {
+    walk(pool, &[Way::Index, Way::Scan, Way::Rebuild, Way::Pin])
+}
+
+fn with_failpoints(config: &mut PoolConfig) {
+    let directory = config.dir.join("failpoints");
+    config.environment.push((VARIABLE.to_owned(), directory.display().to_string()));
+}
+
+fn with_readback(config: &mut PoolConfig) {
+    with_failpoints(config);
+    config.pool.push("verify = \"readback\"".into());
+}
+
+fn with_ranges(config: &mut PoolConfig) {
+    with_failpoints(config);
+    config.pool.push("recall = \"range\"".into());
+    config.pool.push("range_programs = [\"*\"]".into());
+    config.pool.push("range_min_size = \"1MiB\"".into());
+}
+
+/// Who dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Death {
+    Engine,
+    Holder,
+    Both,
+}
+
+impl Death {
+    const ALL: [Self; 3] = [Self::Engine, Self::Holder, Self::Both];
+
+    /// As the agent wants to be told.
+    fn order(self) -> &'static str {
+        match self {
+            Self::Engine => "kill-engine",
+            Self::Holder => "kill-holder",
+            Self::Both => "kill-both",
+        }
+    }
+}
+
+/// One death.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    point: Point,
+    way: Way,
+    passage: u64,
+    death: Death,
+}
+
+impl Turn {
+    fn name(&self) -> String {
+        format!("{}-{}-{}-{:?}", self.point.name(), self.passage, self.death.order(), self.way)
+    }
+}
+
+/// The turns of these ways, in the order of the table.
+fn turns(wanted: &[Way]) -> Vec<Turn> {
+    let only = std::env::var("HSM_FAILPOINT").unwrap_or_default();
+    let mut turns = Vec::new();
+    for &point in Point::ALL {
+        for &(way, passage) in ways::to(point).iter().filter(|(way, _)| wanted.contains(way)) {
+            let all = Death::ALL.map(|death| Turn { point, way, passage, death });
+            turns.extend(all.into_iter().filter(|turn| way.applies(turn.death)));
+        }
+    }
+    turns.retain(|turn| turn.name().contains(&only));
+    turns
+}
+
+/// All turns, also after one that failed.
+fn walk(pool: &mut Pool, wanted: &[Way]) -> Result<()> {
+    ensure!(BUILT_IN, "this build has no fail points: cargo test --features failpoints");
+    let armory = Armory::new(&pool.config)?;
+    let turns = turns(wanted);
+    let mut failures = Vec::new();
+    for turn in &turns {
+        if let Err(error) = one(pool, &armory, turn) {
+            failures.push(format!("{}: {error:#}", turn.name()));
+            start_afresh(pool, &armory).with_context(|| failures.join("\n"))?;
+        }
+    }
+    if !failures.is_empty() {
+        bail!("{} of {} turns failed\n{}", failures.len(), turns.len(), failures.join("\n"));
+    }
+    Ok(())
+}
+
+fn one(pool: &mut Pool, armory: &Armory, turn: &Turn) -> Result<()> {
+    let mut tree = Tree::plant(pool, &turn.name(), turn.way, turn.point)?;
+    turn.way.prepare(pool, &mut tree)?;
+    tree.remember()?;
+    let earlier = restarts(pool).unwrap_or(0);
+    armory.arm(turn.point, turn.death.order(), turn.passage)?;
+    turn.way.go(pool, &mut tree, armory, turn)?;
+    armory.wait_until_reached(turn.point)?;
+    armory.clear()?;
+    revive(pool, turn.death, earlier + turn.way.deaths())?;
+    turn.way.after(&tree)?;
+    check::all(pool, &tree, turn, check::When::AfterDeath).context("after the death")?;
+    turn.way.again(pool, &tree, turn.point).context("doing it again")?;
+    check::all(pool, &tree, turn, check::When::AtTheEnd).context("in the end")?;
+    tree.fell()
+}
+
+/// Whoever was to die is dead; an agent serves again.
+fn revive(pool: &mut Pool, death: Death, restarts_at_least: u64) -> Result<()> {
+    let Ok(mut agent) = pool.take_agent() else {
+        // It died before it served.
+        if death != Death::Holder {
+            wait_until_dead(pool)?;
+        }
+        return pool.start();
+    };
+    if death == Death::Engine {
+        pool.put_agent(agent);
+        return wait_for_restarts(pool, restarts_at_least);
+    }
+    agent.kill_holder()?;
+    if death == Death::Both {
+        wait_until_dead(pool)?;
+    }
+    pool.start()
+}
+
+/// A killed engine keeps socket and lock until it is wholly gone, and the next one would take it for alive.
+fn wait_until_dead(pool: &Pool) -> Result<()> {
+    let end = Instant::now() + patience(Duration::from_secs(10));
+    let socket = pool.config.dir.join("hsm.sock");
+    while !census::processes(&pool.config.dir).is_empty() || UnixStream::connect(&socket).is_ok() {
+        ensure!(Instant::now() < end, "a killed agent lives");
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+fn restarts(pool: &Pool) -> Option<u64> {
+    pool.hsm.status().ok()?.get("engine_restarts")?.as_u64()
+}
+
+fn wait_for_restarts(pool: &Pool, count: u64) -> Result<()> {
+    let end = Instant::now() + patience(Duration::from_secs(20));
+    while restarts(pool).is_none_or(|restarts| restarts < count) {
+        ensure!(Instant::now() < end, "no engine came back");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn start_afresh(pool: &mut Pool, armory: &Armory) -> Result<()> {
+    armory.clear()?;
+    if let Ok(mut agent) = pool.take_agent() {
+        agent.killer().kill();
+        agent.kill_holder()?;
+    }
+    wait_until_dead(pool)?;
+    pool.start()
+}
+
+/// Where fail points are armed.
+struct Armory {
+    dir: PathBuf,
+}
+
+impl Armory {
+    fn new(config: &PoolConfig) -> Result<Self> {
+        let named = config.environment.iter().find(|(name, _)| name == VARIABLE);
+        let dir = PathBuf::from(&named.context("no directory for fail points")?.1);
+        fs::create_dir_all(&dir)?;
+        Ok(Self { dir })
+    }
+
+    /// By a renaming: the agent reads all of it or nothing.
+    fn arm(&self, point: Point, order: &str, passage: u64) -> Result<()> {
+        let new = self.dir.join("new");
+        fs::write(&new, format!("{order} {passage}"))?;
+        Ok(fs::rename(new, self.dir.join(point.name()))?)
+    }
+
+    fn reached(&self, point: Point) -> PathBuf {
+        self.dir.join(format!("{}{REACHED}", point.name()))
+    }
+
+    fn wait_until_reached(&self, point: Point) -> Result<()> {
+        let end = Instant::now() + patience(Duration::from_secs(10));
+        while !self.reached(point).exists() {
+            ensure!(Instant::now() < end, "{} was not reached", point.name());
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Lets who pauses there go on.
+    fn let_go(&self, point: Point) -> Result<()> {
+        Ok(fs::remove_file(self.reached(point))?)
+    }
+
+    fn clear(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            fs::remove_file(entry?.path())?;
+        }
+        Ok(())
+    }
+}

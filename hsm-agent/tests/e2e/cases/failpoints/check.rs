@@ -1,0 +1,176 @@
+//! What must hold after a death, over the whole tree.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result, bail, ensure};
+use hsm_agent::core::{FileKey, FileState, ObjectId};
+use hsm_agent::failpoint::Point;
+use hsm_agent::marker::{Attributes, Facts, InodeFd, MARKER_XATTR};
+use hsm_agent::store::ObjectKey;
+use hsm_agent::sys::{handle, inode};
+use rusqlite::{Connection, OpenFlags};
+
+use super::Turn;
+use super::tree::{CHANGED, LARGE, Looks, PREALLOCATED, Planted, Tree};
+use super::ways::Way;
+use crate::fixture::Pool;
+
+/// When it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    /// An agent serves again, nothing else has happened.
+    AfterDeath,
+    /// The operation was repeated.
+    AtTheEnd,
+}
+
+/// Everything.
+pub(super) fn all(pool: &Pool, tree: &Tree, turn: &Turn, when: When) -> Result<()> {
+    let index = Index::read(pool)?;
+    ensure!(index.intents == 0, "{} intents are open", index.intents);
+    for file in &tree.files {
+        looks(file, turn, when).context(file.name)?;
+    }
+    pool.hsm.command(["scan", "--pool", "lab"]).ok()?;
+    let index = Index::read(pool)?;
+    let attributes = Attributes::new(MARKER_XATTR)?;
+    for file in &tree.files {
+        state(pool, &attributes, file, &index, turn).context(file.name)?;
+    }
+    nothing_is_orphaned(pool, &index)?;
+    if when == When::AtTheEnd {
+        for file in tree.files.iter().filter(|file| !is_stale(file, turn)) {
+            pool.assert_state(&file.sample.path, turn.way.end())?;
+        }
+        tree.files.iter().try_for_each(Planted::check)?;
+    }
+    Ok(())
+}
+
+/// The catalogue, as it is on disk.
+struct Index {
+    /// State and object of each file.
+    files: BTreeMap<Vec<u8>, (i64, Option<ObjectId>)>,
+    retired: Vec<ObjectId>,
+    intents: i64,
+}
+
+impl Index {
+    fn read(pool: &Pool) -> Result<Self> {
+        let path = pool.config.state_dir().join("lab.db");
+        let database = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let object = |bytes: [u8; 16]| ObjectId(bytes);
+        let mut files = database.prepare("SELECT key, state, object FROM files")?;
+        let files = files.query_map([], |row| {
+            Ok((row.get(0)?, (row.get(1)?, row.get::<_, Option<[u8; 16]>>(2)?.map(object))))
+        })?;
+        let files = files.collect::<rusqlite::Result<_>>()?;
+        let mut retired = database.prepare("SELECT object FROM retired")?;
+        let retired = retired.query_map([], |row| row.get(0).map(object))?;
+        let retired = retired.collect::<rusqlite::Result<_>>()?;
+        let intents = database.query_row("SELECT count(*) FROM intents", [], |row| row.get(0))?;
+        Ok(Self { files, retired, intents })
+    }
+
+    fn state(&self, key: &FileKey) -> Option<(i64, Option<ObjectId>)> {
+        self.files.get(&key.to_blob()).copied()
+    }
+}
+
+/// Whether the death may have come while a recall, or a release's work on preallocated blocks, had moved the mtime
+/// with nothing on disk to say so. Until the file is recalled, or archived, it stays moved.
+fn has_moved_mtime(file: &Planted, turn: &Turn, when: When) -> bool {
+    match turn.point {
+        // Other files of the job are at other points.
+        _ if turn.way == Way::Recall => when == When::AfterDeath,
+        Point::RecallChunk | Point::RecallFilled => file.name == LARGE && when == When::AfterDeath,
+        Point::RecallTakenBack => file.name == LARGE,
+        Point::ReleaseTrimmed => file.name == PREALLOCATED,
+        _ => false,
+    }
+}
+
+/// Whether the copy may count as that of older data, for good.
+fn is_stale(file: &Planted, turn: &Turn) -> bool {
+    file.changed || has_moved_mtime(file, turn, When::AtTheEnd)
+}
+
+/// Times, owner, mode, attributes.
+fn looks(file: &Planted, turn: &Turn, when: When) -> Result<()> {
+    let now = Looks::of(&file.sample.path)?;
+    ensure!(now.rest == file.looks.rest, "{:?} became {:?}", file.looks.rest, now.rest);
+    if file.changed || has_moved_mtime(file, turn, when) {
+        return Ok(());
+    }
+    ensure!(now.mtime == file.looks.mtime, "mtime {:?} became {:?}", file.looks.mtime, now.mtime);
+    // Whoever reads moves it himself: here the way, or the check before.
+    let read = turn.way.reads() || when == When::AtTheEnd;
+    ensure!(
+        read || now.atime == file.looks.atime,
+        "atime {:?} became {:?}",
+        file.looks.atime,
+        now.atime
+    );
+    Ok(())
+}
+
+/// Marker, record and catalogue say the same, and the object is there.
+fn state(
+    pool: &Pool,
+    attributes: &Attributes,
+    file: &Planted,
+    index: &Index,
+    turn: &Turn,
+) -> Result<()> {
+    let path = &file.sample.path;
+    let fd = rustix::fs::open(path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())?;
+    let (key, on) = (handle::of_fd(&fd)?, InodeFd::Path(fd.as_fd()));
+    let marker = attributes.marker(on)?;
+    let facts: Facts = attributes.facts(on, &inode::stat(&fd)?, Some(&key))?;
+    let stale = is_stale(file, turn) || (turn.way == Way::Archive && file.name == CHANGED);
+    match facts.state {
+        FileState::Resident | FileState::Archived | FileState::Offline => {}
+        FileState::Partial if turn.way == Way::Range => {}
+        FileState::Dirty if stale => {}
+        other => bail!("{other:?}: {}", facts.detail),
+    }
+    let missing = matches!(facts.state, FileState::Offline | FileState::Partial);
+    ensure!(marker.is_some() == missing, "{:?} with marker {marker:?}", facts.state);
+    if let (Some(marker), copy) = (marker, facts.copy) {
+        let named = copy.map(|copy| copy.object);
+        ensure!(named == Some(marker.object), "the record names {named:?}, not the marker's");
+    }
+    let expected = (facts.state != FileState::Resident).then_some((facts.state, facts.object));
+    let known = index.state(&key);
+    let same = match (expected, known) {
+        (None, None) => true,
+        (Some((state, object)), Some((number, known))) => state as i64 == number && object == known,
+        _ => false,
+    };
+    ensure!(same, "{expected:?} on the inode, {known:?} in the catalogue");
+    if let Some(object) = facts.object {
+        let path = pool.store().join(ObjectKey::new(object).to_string());
+        ensure!(path.exists(), "{} is not in the store", path.display());
+    }
+    Ok(())
+}
+
+/// Whatever is in the store has a file, or waits on the list for the end of its retention.
+fn nothing_is_orphaned(pool: &Pool, index: &Index) -> Result<()> {
+    let used = index.files.values().filter_map(|(_, object)| *object);
+    let known: Vec<_> = used.chain(index.retired.iter().copied()).collect();
+    let known: Vec<_> =
+        known.iter().map(|object| pool.store().join(ObjectKey::new(*object).to_string())).collect();
+    // What a crash leaves under tmp/ has a rule of its own: a day.
+    let temporary = pool.store().join("tmp");
+    for object in pool.objects()? {
+        if object.starts_with(&temporary) || known.contains(&object) {
+            continue;
+        }
+        let meta = fs::metadata(&object)?;
+        bail!("nobody knows {} ({} bytes)", object.display(), meta.len());
+    }
+    Ok(())
+}
