@@ -134,9 +134,12 @@ fn inside(options: &Options, dir: &Path) -> Result<()> {
     let sources = digests(&tree)?;
     let mut table = Table::default();
     let want = step(&format!("{}, no hsm", project.what), || {
+        drop_caches()?;
         let time = make(&project, &tree)?;
         table.row("no hsm", time, Counters::default());
-        let (files, (time, rewritten)) = (built(&tree, &sources)?, make_again(&project, &tree)?);
+        let files = built(&tree, &sources)?;
+        drop_caches()?;
+        let (time, rewritten) = make_again(&project, &tree)?;
         table.row("no hsm, nothing to do", time, Counters::default());
         Ok(Built { files, rewritten })
     })?;
