@@ -3,15 +3,18 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use hsm_agent::sys::fanotify::{Class, EventMask, Group, GroupOptions, MarkTarget, Verdict};
 use hsm_agent::sys::probe::{self, Support};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use crate::report::{For, PATCHES, Report};
+
+/// Nothing that is tried here takes long.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Pre-content events, and what the patches add to them.
 pub(crate) fn fanotify(report: &mut Report, dir: &Path) -> Result<()> {
@@ -36,12 +39,7 @@ pub(crate) fn fanotify(report: &mut Report, dir: &Path) -> Result<()> {
     std::fs::write(&file, "four")?;
     let file = File::open(&file)?;
     let (modify, seek) = match support {
-        Support::Yes => {
-            let mask = EventMask::PRE_ACCESS | EventMask::PRE_MODIFY;
-            let group = group(Class::PreContent)?;
-            let modify = supported(group.watch_inode(MarkTarget::Fd(file.as_fd()), mask))?;
-            (Some(modify), Some(seek(&file)?))
-        }
+        Support::Yes => (Some(modify(&file)?), Some(seek(&file)?)),
         Support::No => (None, None),
     };
     report.has(For::Filter, "FAN_PRE_MODIFY", "changes told apart from reads", modify, PATCHES);
@@ -58,6 +56,14 @@ fn supported(result: std::io::Result<()>) -> Result<Support> {
     }
 }
 
+/// Whether changes can be watched apart from reads. Its watch is gone when this returns, or it would have
+/// to answer the next one's events.
+fn modify(file: &File) -> Result<Support> {
+    let group = Group::new(GroupOptions { class: Class::PreContent, nonblock: true })?;
+    let mask = EventMask::PRE_ACCESS | EventMask::PRE_MODIFY;
+    supported(group.watch_inode(MarkTarget::Fd(file.as_fd()), mask))
+}
+
 /// Whether somebody who asks for data in this file raises an event.
 fn seek(file: &File) -> Result<Support> {
     let group = Group::new(GroupOptions { class: Class::PreContent, nonblock: true })?;
@@ -70,7 +76,10 @@ fn seek(file: &File) -> Result<Support> {
         Ok(())
     });
     let (mut buffer, mut seen) = ([0; 4096], Support::No);
+    let end = Instant::now() + LIMIT;
     while !seeker.is_finished() {
+        // Whoever waits in the group is let go with it.
+        ensure!(Instant::now() < end, "an event of lseek was answered, and it did not return");
         std::thread::sleep(Duration::from_millis(1));
         let n = match group.read(&mut buffer) {
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,

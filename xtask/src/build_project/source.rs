@@ -18,7 +18,10 @@ pub(super) fn archive() -> Result<PathBuf> {
     let dir = dir()?;
     let entries = fs::read_dir(&dir).with_context(|| dir.display().to_string())?;
     let mut found = entries.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|e| e.path());
-    let is_archive = |path: &PathBuf| path.to_string_lossy().contains(".orig.tar.");
+    let is_archive = |path: &PathBuf| {
+        let name = path.to_string_lossy();
+        name.contains(".orig.tar.") && !name.ends_with(".asc")
+    };
     found.find(is_archive).with_context(|| format!("{} has no .orig.tar.*", dir.display()))
 }
 
