@@ -352,8 +352,8 @@ pub struct Settings {
     pub spin_limit: u64,
     /// Where the running kernel keeps what the programs look at.
     pub offsets: Offsets,
-    /// Zero: the number of offsets is odd.
-    pub reserved: u32,
+    /// Zero: what an odd number of offsets leaves.
+    pub reserved: [u32; Offsets::MEMBERS.len() % 2],
     /// Numbers of the system calls that read a range of a file and are over then; [`ABSENT`] where there
     /// are fewer.
     pub reads: [u32; READS],
@@ -444,6 +444,8 @@ offsets! {
     mount_namespace = "mount.mnt_ns" needed,
     /// What an attribute change changes.
     iattr_valid = "iattr.ia_valid" needed,
+    /// The new size.
+    iattr_size = "iattr.ia_size" needed,
     /// Number of the thread.
     task_number = "task_struct.pid" needed,
     /// First thread of the process.
@@ -460,6 +462,10 @@ offsets! {
     signal_pending = "signal_struct.shared_pending" needed,
     /// The set among pending signals.
     pending_set = "sigpending.signal" needed,
+    /// The path that the thread is following; null when it follows none.
+    task_walk = "task_struct.nameidata" needed,
+    /// How far it has come: at last, what it opens.
+    walk_path = "nameidata.path" needed,
     /// First byte of the process's arguments: an address that is mapped.
     mm_arg_start = "mm_struct.arg_start" needed,
     /// Number of the system call, on x86.

@@ -73,10 +73,11 @@ impl Suspect {
     }
 
     /// The hook's result where fanotify may have asked nobody at all: in guard mode, too, a marker that is
-    /// there refuses.
+    /// there refuses. But nothing is left to recall in a file that is emptied: the agent lets a reader with
+    /// `O_TRUNC` pass who opens it for ranges, and finds it empty.
     #[inline(always)]
-    pub fn verdict_of_a_change(self) -> i32 {
-        if self.marker == Marker::Present { -EAGAIN } else { self.verdict() }
+    pub fn verdict_of_a_cut(self, size: u64) -> i32 {
+        if self.marker == Marker::Present && size != 0 { -EAGAIN } else { self.verdict() }
     }
 
     /// Has the file recalled, and does not wait.

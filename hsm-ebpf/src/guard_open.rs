@@ -16,9 +16,9 @@ use crate::coverage::{self, Mode};
 use crate::marker::{self, Marker};
 use crate::object::{File, SuperBlock};
 use crate::passed::Passage;
-use crate::task;
+use crate::task::{self, Task};
 use crate::verdict::{Look, Verdict};
-use crate::wait::{Answer, EAGAIN, ask};
+use crate::wait::{Answer, EAGAIN, ask, ask_until};
 
 /// `int file_open(struct file *file)`.
 #[lsm(hook = "file_open", sleepable)]
@@ -113,26 +113,30 @@ fn mark(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
 /// A watch that is there already may be somebody else's, a virus scanner's: the second check, in
 /// `guard_post_open`, finds a file that is still marked then.
 ///
-/// Where another file system opens the file for itself there is no second check. If the agent died while
-/// fanotify asks it, the kernel would let the open pass over a marked file: so no watch is enough, and the
-/// open waits here until the file is online. A release that comes then finds this open counted, and does
-/// not get its lease again.
+/// Where another file system opens the file for itself, or a program by XFS' own handles, there is no second
+/// check. If the agent died while fanotify asks it, the kernel would let the open pass over a marked file: so no
+/// watch is enough, and the open waits here until the file is online. A release that comes then finds this
+/// open counted, and does not get its lease again.
+///
+/// A kernel thread that opens without a path (ksmbd, cachefiles; nfsd, whom the second check follows) cannot wait
+/// here for so long. It goes on to fanotify, but only once the server has said that it watches the inode itself.
 #[inline(always)]
 fn filter(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
     let inode = file.inode();
-    let beneath = file.is_beneath();
-    if !beneath && coverage::is_watched(inode, sb) {
+    let walked = file.is_walked_to();
+    let unchecked = file.is_beneath() || (!walked && !Task::current().is_kernel());
+    if !unchecked && walked && coverage::is_watched(inode, sb) {
         count(Counter::PassedWatched);
         return 0;
     }
-    let kind = if beneath {
+    let kind = if unchecked {
         KIND_RECALL
     } else if marker == Marker::Unreadable {
         KIND_QUERY
     } else {
         KIND_WATCH
     };
-    match ask(inode, sb, kind) {
+    match ask_until(inode, sb, kind, walked && !unchecked) {
         Answer::Online => {
             // The agent looked after this look began. Where the marker could be read, it was
             // there: then it has been removed, which counts, and is looked at again.
@@ -142,7 +146,7 @@ fn filter(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
             count(Counter::PassedAnswered);
             0
         }
-        Answer::Watched if !beneath && inode.is_watched() => {
+        Answer::Watched if !unchecked && inode.is_watched() => {
             count(Counter::PassedWatched);
             0
         }

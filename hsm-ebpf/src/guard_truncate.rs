@@ -61,7 +61,7 @@ pub fn guard_setattr(context: LsmContext) -> i32 {
     let dentry = unsafe { Dentry::new(context.arg(1)) };
     let Some(inode) = dentry.inode() else { return 0 };
     let Some(suspect) = examine(inode, || marker::of_dentry(dentry)) else { return 0 };
-    let result = suspect.verdict_of_a_change();
+    let result = suspect.verdict_of_a_cut(attributes.size());
     if result != 0 {
         count(Counter::TruncateDenied);
     }

@@ -9,6 +9,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use hsm_common::filter::{ABSENT, Uuid};
 
 use crate::settings::setting;
+use crate::task::Task;
 
 /// Type bits of a mode.
 const S_IFMT: u16 = 0o170_000;
@@ -151,6 +152,23 @@ impl File {
         let mount = inside.wrapping_sub(u64::from(setting!(offsets.mount_inside)));
         let namespace = mount.wrapping_add(u64::from(setting!(offsets.mount_namespace)));
         probe(namespace) == MNT_NS_INTERNAL
+    }
+
+    /// Whether the thread has come to this file by following a path, and opens what it came to (`do_open` of
+    /// the kernel's `fs/namei.c`): `file_post_open` follows then. Other openers begin with an inode in hand
+    /// (`dentry_open`); nfsd calls that hook itself, the others do not.
+    #[inline(always)]
+    pub fn is_walked_to(self) -> bool {
+        let walk = Task::current().walk();
+        if walk == 0 {
+            return false;
+        }
+        let come = walk.wrapping_add(u64::from(setting!(offsets.walk_path)));
+        let opened = (self.0 as u64).wrapping_add(u64::from(setting!(offsets.file_path)));
+        [setting!(offsets.path_mount), setting!(offsets.path_dentry)].iter().all(|&member| {
+            let member = u64::from(member);
+            probe(come.wrapping_add(member)) == probe(opened.wrapping_add(member))
+        })
     }
 }
 
@@ -298,6 +316,12 @@ impl Attributes {
     #[inline(always)]
     pub fn valid(self) -> u32 {
         self.get(setting!(offsets.iattr_valid))
+    }
+
+    /// The new size, if that is to be changed.
+    #[inline(always)]
+    pub fn size(self) -> u64 {
+        self.get(setting!(offsets.iattr_size))
     }
 }
 

@@ -96,6 +96,12 @@ impl Task {
         self.get::<*const u8>(setting!(offsets.task_mm)).is_null()
     }
 
+    /// Address of the path that the thread is following now; zero when it follows none.
+    #[inline(always)]
+    pub fn walk(self) -> u64 {
+        self.get(setting!(offsets.task_walk))
+    }
+
     /// Whether a signal waits that the thread would take now.
     ///
     /// Not the thread's flag bits, whose numbers differ between kernels.

@@ -67,9 +67,16 @@ impl Answer {
     }
 }
 
-/// Asks, and waits as long as there is progress.
+/// Asks, and waits as long as there is progress, or until somebody watches the inode, if that helps.
 #[inline(always)]
 pub fn ask(inode: Inode, sb: SuperBlock, kind: u32) -> Answer {
+    ask_until(inode, sb, kind, kind != KIND_RECALL)
+}
+
+/// Asks, and waits as long as there is progress. `any_watch`: anybody's watch on the inode ends the wait,
+/// not only the server's word.
+#[inline(always)]
+pub fn ask_until(inode: Inode, sb: SuperBlock, kind: u32, any_watch: bool) -> Answer {
     if !is_served() {
         count(Counter::DeniedNoServer);
         return Answer::Nobody;
@@ -80,7 +87,8 @@ pub fn ask(inode: Inode, sb: SuperBlock, kind: u32) -> Answer {
         count(Counter::DeniedFull);
         return Answer::Nobody;
     }
-    let answer = if submit(id, inode, sb, kind) { wait(id, inode, kind) } else { Answer::Nobody };
+    let answer =
+        if submit(id, inode, sb, kind) { wait(id, inode, kind, any_watch) } else { Answer::Nobody };
     // From here on a late answer finds no entry.
     let _ = WAITS.remove(&id);
     answer
@@ -128,10 +136,11 @@ struct Patience {
     deadline: u64,
     beat: u32,
     turns: u64,
+    any_watch: bool,
 }
 
 #[inline(always)]
-fn wait(id: u64, inode: Inode, kind: u32) -> Answer {
+fn wait(id: u64, inode: Inode, kind: u32, any_watch: bool) -> Answer {
     let task = Task::current();
     let limit = if task.is_kernel() {
         setting!(spin_limit)
@@ -142,7 +151,7 @@ fn wait(id: u64, inode: Inode, kind: u32) -> Answer {
     };
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let mut patience = Patience { limit, deadline: now + limit, beat: 0, turns: 0 };
+    let mut patience = Patience { limit, deadline: now + limit, beat: 0, turns: 0, any_watch };
     let mut answer = None;
     let mut outer = MaybeUninit::<bpf_iter_num>::uninit();
     let mut inner = MaybeUninit::<bpf_iter_num>::uninit();
@@ -153,7 +162,7 @@ fn wait(id: u64, inode: Inode, kind: u32) -> Answer {
         while answer.is_none() && !bpf_iter_num_next(outer.as_mut_ptr()).is_null() {
             bpf_iter_num_new(inner.as_mut_ptr(), 0, INNER);
             while answer.is_none() && !bpf_iter_num_next(inner.as_mut_ptr()).is_null() {
-                answer = turn(id, inode, kind, task, &mut patience);
+                answer = turn(id, inode, task, &mut patience);
             }
             bpf_iter_num_destroy(inner.as_mut_ptr());
         }
@@ -165,7 +174,7 @@ fn wait(id: u64, inode: Inode, kind: u32) -> Answer {
 
 /// Looks once. `None`: not yet.
 #[inline(always)]
-fn turn(id: u64, inode: Inode, kind: u32, task: Task, patience: &mut Patience) -> Option<Answer> {
+fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Option<Answer> {
     patience.turns += 1;
     // SAFETY: the entry is this caller's own; nobody else removes it. Volatile: the agent writes.
     let wait = match WAITS.get_ptr(&id) {
@@ -175,7 +184,7 @@ fn turn(id: u64, inode: Inode, kind: u32, task: Task, patience: &mut Patience) -
     if wait.verdict != 0 {
         return Some(decide(wait.verdict));
     }
-    if kind != KIND_RECALL && inode.is_watched() {
+    if patience.any_watch && inode.is_watched() {
         return Some(Answer::Watched);
     }
     // SAFETY: the helper has no preconditions.

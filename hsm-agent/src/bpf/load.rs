@@ -173,7 +173,7 @@ fn encode(settings: &Settings, offsets: filter::Offsets) -> Result<filter::Setti
         recall_limit: nanoseconds(settings.recall_limit),
         spin_limit: nanoseconds(settings.spin_limit),
         offsets,
-        reserved: 0,
+        reserved: Default::default(),
         reads: reads(),
     })
 }

@@ -12,10 +12,11 @@ use hsm_agent::sys::lease::{self, LeaseKind};
 use hsm_agent::sys::{signal, xattr};
 use hsm_common::filter::Counter;
 use hsm_common::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
+use hsm_lab::FsKind;
 use hsm_lab::run::Run;
 use rustix::fs::OFlags;
 
-use crate::fixture::{Case, EAGAIN, EPERM, Lab, assert_count, assert_errno, errno, marker};
+use crate::fixture::{Case, EAGAIN, EPERM, Lab, assert_count, assert_errno, errno, marker, python};
 
 macro_rules! cases {
     ($($name:ident,)*) => {
@@ -45,6 +46,7 @@ cases! {
     who_waited_for_a_lease_is_looked_at_again,
     nobody_gets_a_file_whose_release_died,
     what_passed_before_says_nothing_of_the_next_file,
+    who_opens_by_xfs_own_handle_waits_for_the_file,
     truncation_waits_while_there_is_progress,
     truncation_of_online_files_needs_no_agent,
     truncation_without_a_path_has_the_file_recalled,
@@ -403,6 +405,41 @@ fn what_passed_before_says_nothing_of_the_next_file(lab: &Lab) -> Result<()> {
     assert_count(lab, Counter::DeniedPostOpen, TIMES)
 }
 
+/// `XFS_IOC_PATH_TO_HANDLE` and `XFS_IOC_OPEN_BY_HANDLE` with a `struct xfs_fsop_handlereq`.
+const XFS_OPEN: &str = r"
+import ctypes, fcntl, os, struct, sys
+path = ctypes.create_string_buffer(sys.argv[1].encode())
+handle, length = ctypes.create_string_buffer(64), ctypes.c_uint32(64)
+mount = os.open(os.path.dirname(sys.argv[1]), os.O_RDONLY)
+request = lambda n: (3 << 30) | (56 << 16) | (ord('X') << 8) | n
+address = ctypes.addressof
+fcntl.ioctl(mount, request(105), struct.pack('=I4xQI4xQI4xQQ', 0, address(path), 0, 0, 0,
+            address(handle), address(length)))
+try:
+    fcntl.ioctl(mount, request(107), struct.pack('=I4xQI4xQI4xQQ', 0, 0, os.O_RDONLY,
+                address(handle), length.value, 0, 0))
+    print(0)
+except OSError as e:
+    print(e.errno)
+";
+
+/// No second check follows these opens: somebody else's watch must not let them pass, nor the server's.
+fn who_opens_by_xfs_own_handle_waits_for_the_file(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    if lab.fs.kind() != FsKind::Xfs {
+        return Ok(());
+    }
+    lab.cover(Mode::Filter)?;
+    for (how, wanted) in [("stranger", EAGAIN), ("watch", EAGAIN), ("online", 0)] {
+        let mut server = lab.serve(how, &path)?;
+        let out = python(XFS_OPEN, &path)?;
+        ensure!(out.text().trim() == wanted.to_string(), "{how}: {}", out.describe());
+        server.kill();
+        wait_for(|| Ok(lab.maps.server()?.is_none()))?;
+    }
+    Ok(())
+}
+
 fn truncation_waits_while_there_is_progress(lab: &Lab) -> Result<()> {
     let path = lab.file("online")?;
     lab.cover(Mode::Filter)?;
@@ -461,6 +498,7 @@ fn guard_mode_needs_watch_and_server(lab: &Lab) -> Result<()> {
     assert_errno(READ, &path, 0)?;
     // Its listener was asked, and let it pass without a recall.
     assert_errno(TRUNCATE, &path, EAGAIN)?;
+    assert_errno("os.truncate(p, 0)", &path, 0)?;
     server.kill();
     wait_for(|| Ok(lab.maps.server()?.is_none()))?;
     assert_errno(READ, &path, EAGAIN)
