@@ -18,7 +18,7 @@ use crate::object::{File, SuperBlock};
 use crate::passed::Passage;
 use crate::task::{self, Task};
 use crate::verdict::{Look, Verdict};
-use crate::wait::{Answer, EAGAIN, ask, ask_until};
+use crate::wait::{Answer, EAGAIN, ask_until};
 
 /// `int file_open(struct file *file)`.
 #[lsm(hook = "file_open", sleepable)]
@@ -60,7 +60,7 @@ pub fn guard_open(context: LsmContext) -> i32 {
     }
     match mode {
         Mode::Guard => guard(file, sb),
-        Mode::Filter => filter(file, sb, marker, look),
+        Mode::Filter => filter(file, sb, marker, look, false),
         Mode::Mark => mark(file, sb, marker, look),
     }
 }
@@ -85,29 +85,18 @@ fn is_unseen(file: File) -> bool {
 }
 
 /// The mark asks about each access, or refuses it if its group is gone. Then nobody serves either, and who
-/// opens the file is better told at once. What the mark cannot see waits here until
-/// the file is online, and until that is durable.
+/// opens the file is better told at once.
+///
+/// Files that are recalled whole are recalled at open all the same, as in filter mode: a program that
+/// compares times before and after it reads must not notice. What the mark cannot see waits here until the
+/// file is online, and until that is durable.
 #[inline(always)]
 fn mark(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
     if !sb.is_content_watched() || !coverage::is_served() {
         count(Counter::DeniedUnwatched);
         return -EAGAIN;
     }
-    if !is_unseen(file) {
-        count(Counter::PassedWatched);
-        return 0;
-    }
-    match ask(file.inode(), sb, KIND_RECALL) {
-        Answer::Online => {
-            if marker == Marker::Unreadable {
-                look.end(Marker::Absent);
-            }
-            count(Counter::PassedAnswered);
-            0
-        }
-        Answer::Refuse(error) => error,
-        Answer::Watched | Answer::Nobody => -EAGAIN,
-    }
+    filter(file, sb, marker, look, is_unseen(file))
 }
 
 /// A watch that is there already may be somebody else's, a virus scanner's: the second check, in
@@ -121,10 +110,10 @@ fn mark(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
 /// A kernel thread that opens without a path (ksmbd, cachefiles; nfsd, whom the second check follows) cannot wait
 /// here for so long. It goes on to fanotify, but only once the server has said that it watches the inode itself.
 #[inline(always)]
-fn filter(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
+fn filter(file: File, sb: SuperBlock, marker: Marker, look: Look, unseen: bool) -> i32 {
     let inode = file.inode();
     let walked = file.is_walked_to();
-    let unchecked = file.is_beneath() || (!walked && !Task::current().is_kernel());
+    let unchecked = unseen || file.is_beneath() || (!walked && !Task::current().is_kernel());
     if !unchecked && walked && coverage::is_watched(inode, sb) {
         count(Counter::PassedWatched);
         return 0;

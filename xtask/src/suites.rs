@@ -29,6 +29,7 @@ pub(crate) struct Options {
 /// Tests with a suite of their own; every other one in `hsm-agent/tests` is run as "integration".
 const E2E: &str = "e2e";
 const GUARD: &str = "guard";
+const MARK_FILTER: &str = "mark_filter";
 const S3: &str = "store_s3";
 
 /// Runs the suites; fails unless all that were asked for ran and passed.
@@ -63,7 +64,7 @@ fn unit(options: &Options, report: &mut Report) -> Result<()> {
 
 fn integration(options: &Options, report: &mut Report) -> Result<()> {
     let mut names = integration_tests(&root().join("hsm-agent/tests"))?;
-    names.retain(|name| ![E2E, S3, GUARD].contains(&name.as_str()));
+    names.retain(|name| ![E2E, S3, GUARD, MARK_FILTER].contains(&name.as_str()));
     if names.is_empty() {
         return Ok(());
     }
@@ -182,12 +183,18 @@ fn programs(options: &Options, report: &mut Report) {
 const LSM_FILTER_CASES: &str =
     "ext4,xfs:guarded,xfs:ways,xfs:nfs,btrfs:guarded,btrfs:ways,btrfs:nfs,btrfs:subvolumes";
 
+/// What is tried in tier mark-filter, on the patched kernel: what it does of its own.
+const MARK_FILTER_CASES: &str =
+    "ext4:marked,ext4:reading,ext4:copying,ext4:ways,ext4:guarded,xfs:marked,btrfs:marked";
+
 /// What the host may not be able to do, under a kernel of its own. All of the tiers' matrix would take
 /// an hour without KVM: `cargo xtask vm --tier T --fs F` runs any part of it in full.
 fn guest(options: &Options, report: &mut Report) -> Result<()> {
     let parts = [
         (GUARD, "guest: kernel programs alone", Tier::LsmFilter, ""),
+        (MARK_FILTER, "guest: the filter on the mark alone", Tier::MarkFilter, ""),
         ("e2e", "guest: tier lsm-filter", Tier::LsmFilter, LSM_FILTER_CASES),
+        ("e2e", "guest: tier mark-filter", Tier::MarkFilter, MARK_FILTER_CASES),
         (
             "e2e",
             "guest: tier user-filter",

@@ -66,8 +66,10 @@ impl Pool {
             None if !content => {
                 let marker = self.attributes.marker(InodeFd::Open(fd.as_fd()));
                 let known = matches!(marker, Ok(Some(m)) if m.state != MarkerState::Lost);
-                // A writer might truncate at open, which raises no event of its own.
-                let may_wait = known && !self.is_busy(file) && reads_only(fd);
+                // A writer might truncate at open, which raises no event of its own. (In tier mark-filter
+                // that waits elsewhere.)
+                let told = self.interceptor.tier() == Tier::MarkFilter || reads_only(fd);
+                let may_wait = known && !self.is_busy(file) && told;
                 if may_wait { None } else { Some(Want::Whole) }
             }
             Some(range) if self.only_reads(frame, fd) => {

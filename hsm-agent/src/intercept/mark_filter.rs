@@ -10,14 +10,16 @@
 //! are open as well, until the next agent's mark takes over. So the watch is never taken away, not even
 //! at an orderly end; the program's link is pinned, and what it passes works on.
 //!
-//! An open with `O_TRUNC` raises no event, and overlayfs maps files past the event: those opens wait in
-//! `guard_open` until the file is online, as in tier lsm-filter.
+//! What is recalled whole is recalled at open: `guard_open` has the holder put an evictable watch for opens on the
+//! inode, as in tier lsm-filter. A program that compares the times of an open file before and after it
+//! reads (tar does) would otherwise notice the recall, which moves ctime. An open with `O_TRUNC` raises no event in
+//! time, and overlayfs maps files past the event: those opens wait in `guard_open` until the file is online.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Interceptor, Tier};
+use super::{Interceptor, Tier, WATCHED};
 use crate::bpf::{BpfError, Filter, Maps, Residency, Settings};
 use crate::marker::ResidencyMap;
 use crate::sys::fanotify::{Class, EventMask, Group, GroupOptions, MarkTarget};
@@ -68,7 +70,8 @@ impl Interceptor for MarkFilter {
     }
 
     fn pass_over(&self, file: MarkTarget<'_>) -> io::Result<()> {
-        self.maps.unhold(file.fd()).map_err(plain)
+        self.maps.unhold(file.fd()).map_err(plain)?;
+        self.group.unwatch_inode(file, WATCHED).map(drop)
     }
 
     fn watch(&self, _: MarkTarget<'_>) -> io::Result<()> {

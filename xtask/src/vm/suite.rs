@@ -37,7 +37,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 /// What of the suite is run.
 pub(crate) struct Part<'a> {
-    /// The test program: `e2e`, or `guard`, which tries the kernel programs without an agent.
+    /// The test program: `e2e`, or `guard` and `mark_filter`, which try the kernel programs without an agent.
     pub(crate) test: &'a str,
     /// For the report.
     pub(crate) name: &'a str,
@@ -73,6 +73,9 @@ impl Part<'_> {
         job.env.push(("HSM_TIER".to_owned(), self.tier.name().to_owned()));
         job.env.push(("HSM_SLOW".to_owned(), guest.slowness().to_string()));
         job.env.push(("HSM_REQUIRE_LSM".to_owned(), "1".to_owned()));
+        if self.tier == Tier::MarkFilter {
+            job.env.push(("HSM_REQUIRE_FILTER".to_owned(), "1".to_owned()));
+        }
         job.env.extend(self.selection.map(|part| ("HSM_CASES".to_owned(), part.to_owned())));
         println!("\n==> {}: the same suite as on the host, under a kernel of its own", self.name);
         let (mut sum, mut lines) = ((0, 0), Lines::default());
