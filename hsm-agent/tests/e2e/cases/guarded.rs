@@ -13,7 +13,7 @@ use hsm_agent::bpf::Maps;
 use hsm_agent::sys::fanotify::{self, Class, EventMask, Group, GroupOptions, MarkTarget, Verdict};
 use hsm_common::filter::Counter;
 use hsm_lab::run::kill;
-use hsm_lab::{Run, patience};
+use hsm_lab::{Run, Tier, patience};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -388,7 +388,11 @@ fn killed_openers_leave_a_stalled_agent_at_once(pool: &mut Pool) -> Result<()> {
     let ways = [(engine, "pread"), (holder, "pread"), (engine, "truncate"), (holder, "truncate")];
     // A file for each: the recall of one that nobody waits for any more is finished all the same.
     for (file, (stalled, how)) in files.iter().zip(ways) {
-        let in_programs = stalled == holder || how == "truncate";
+        // In tier mark-filter the mark itself asks about a truncation.
+        let in_programs = match how {
+            "truncate" => Tier::of_this_run() != Tier::MarkFilter,
+            _ => stalled == holder,
+        };
         let interrupted = || Ok::<_, anyhow::Error>(maps.counters()?.get(Counter::Interrupted));
         let before = interrupted()?;
         kill(stalled, Signal::STOP);
