@@ -74,9 +74,11 @@ impl Interceptor for MarkFilter {
         self.group.unwatch_inode(file, WATCHED).map(drop)
     }
 
-    fn watch(&self, _: MarkTarget<'_>) -> io::Result<()> {
-        // The marker does it: from the moment that it is set, the program finds it.
-        Ok(())
+    fn watch(&self, file: MarkTarget<'_>) -> io::Result<()> {
+        // From the moment that the marker is set, the program finds it. Until then an opener would wait for
+        // the release's lease only, which goes as soon as he does, and find the marker where he was told
+        // that there was none.
+        self.group.watch_inode(file, WATCHED)
     }
 
     fn keep_watch(&self, file: MarkTarget<'_>) -> io::Result<()> {

@@ -245,7 +245,8 @@ impl Pool {
         if running {
             self.stop()?;
         }
-        self.config.unpin()?;
+        // In tier mark-filter the watch has to end as well, or everything would be denied.
+        self.hsm.command(["guard", "unpin"]).ok()?;
         self.wait_until_unguarded()?;
         let result = tamper();
         if running {
