@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         return without(&arguments, missing.as_deref());
     }
     match sandbox::enter() {
-        Ok(Role::Inside(dir)) if cost => done(cost::main(&dir)),
+        Ok(Role::Inside(dir)) if cost => done(&cost::main(&dir)),
         Ok(Role::Inside(dir)) => run(arguments, &dir),
         Ok(Role::Done(code)) => ExitCode::from(u8::try_from(code).unwrap_or(101)),
         Err(error) => {
@@ -43,8 +43,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn done(result: anyhow::Result<()>) -> ExitCode {
-    if let Err(error) = &result {
+fn done(result: &anyhow::Result<()>) -> ExitCode {
+    if let Err(error) = result {
         eprintln!("{error:#}");
     }
     if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
