@@ -11,10 +11,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
-use hsm_agent::bpf::{Filter, Maps, Settings};
-use hsm_agent::sys::fanotify::{Class, Event, EventMask, Group, GroupOptions, Verdict, events};
+use hsm_agent::bpf::{Answer, Filter, Maps, Settings};
+use hsm_agent::sys::fanotify::{
+    Class, Event, EventMask, Group, GroupOptions, MarkTarget, Verdict, events,
+};
+use hsm_agent::sys::handle;
+use hsm_common::filter::{KIND_WATCH, Request};
 use hsm_lab::run::{Run, Running};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 
 use crate::fixture::Lab;
 
@@ -67,6 +72,17 @@ impl Watch {
         Ok(())
     }
 
+    /// Puts the watch for opens on an inode, as the holder does.
+    fn of_an_open(&self, request: &Request) -> Result<Answer> {
+        ensure!(request.kind == KIND_WATCH, "not served here: {request:?}");
+        let (ino, generation, subvolume) = (request.ino, request.generation, request.subvolume);
+        let numbers = handle::InodeNumbers { ino, generation, subvolume };
+        let key = handle::from_numbers(&self.root, numbers)?;
+        let path = handle::open(&self.root, &key, OFlags::PATH)?;
+        self.group.watch_inode(MarkTarget::Path(path.as_fd()), EventMask::OPEN_PERM)?;
+        Ok(Answer::Watched)
+    }
+
     /// Takes the mark away.
     pub(crate) fn unmark(&self) -> Result<()> {
         Ok(self.group.unwatch_filesystem(self.root.as_fd(), ASKED)?)
@@ -96,6 +112,12 @@ fn allow(group: &Group, seen: &Mutex<Vec<Seen>>, end: &AtomicBool) -> Result<()>
         };
         for event in events(&buffer[..length]) {
             let event = event?;
+            if event.mask.contains(EventMask::OPEN_PERM) {
+                let fd = event_fd(&event);
+                group.answer(event.fd, Verdict::Allow)?;
+                drop(fd);
+                continue;
+            }
             let range = event.range.context("an event without a range")?;
             let modifies = event.mask.contains(EventMask::PRE_MODIFY);
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,10 +158,15 @@ fn watch_for_ever(base: &Path, path: &Path) -> Result<()> {
     // The guard lets nobody else open a marked file without fanotify asking: an event's descriptor.
     maps.exempt(std::process::id())?;
     let watch = Watch::of(&settings, path, "pool")?;
+    let mut requests = maps.requests()?;
     // Says that the watch is there.
     maps.serve(std::process::id())?;
     loop {
-        std::thread::park();
+        poll(&mut [PollFd::new(&requests, PollFlags::IN)], None)?;
+        while let Some(request) = requests.next() {
+            let answer = watch.of_an_open(&request).unwrap_or(Answer::Refuse(libc::EAGAIN));
+            maps.answer(request.id, answer)?;
+        }
         drop(watch.seen());
     }
 }
