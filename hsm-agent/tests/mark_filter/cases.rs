@@ -190,10 +190,11 @@ fn mappings_of_local_ranges_are_asked_about(lab: &Lab) -> Result<()> {
 
 fn held_files_are_asked_about_without_a_marker(lab: &Lab) -> Result<()> {
     let path = lab.marked("held")?;
-    lab.maps.cover(lab.uuid, Mode::Mark)?;
     let watch = Watch::begin(lab, "pool")?;
     let agents = rustix::fs::open(&path, OFlags::PATH, FileMode::empty())?;
+    // Nobody serves here, so that the guard would refuse a file that is still marked.
     let open = File::open(&path)?;
+    lab.maps.cover(lab.uuid, Mode::Mark)?;
     lab.maps.hold(agents.as_fd())?;
     lab.unmark(&path)?;
     // Also after the guard has looked: it shares the verdicts.
