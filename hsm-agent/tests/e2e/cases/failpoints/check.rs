@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hsm_agent::core::{FileKey, FileState, ObjectId};
@@ -10,6 +11,7 @@ use hsm_agent::failpoint::Point;
 use hsm_agent::marker::{Attributes, Facts, InodeFd, MARKER_XATTR};
 use hsm_agent::store::ObjectKey;
 use hsm_agent::sys::{handle, inode};
+use hsm_lab::patience;
 use rusqlite::{Connection, OpenFlags};
 
 use super::tree::{CHANGED, LARGE, Looks, PREALLOCATED, Planted, Tree};
@@ -33,13 +35,14 @@ pub(super) fn all(pool: &Pool, tree: &Tree, turn: &Turn, when: When) -> Result<(
     for file in &tree.files {
         looks(file, turn, when).context(file.name)?;
     }
-    pool.hsm.command(["scan", "--pool", "lab"]).ok()?;
-    let index = Index::read(pool)?;
-    let attributes = Attributes::new(MARKER_XATTR)?;
-    for file in &tree.files {
-        state(pool, &attributes, file, &index, turn).context(file.name)?;
+    // What the engine knows of a recall it writes down a moment later, perhaps over what the scan found.
+    let end = Instant::now() + patience(Duration::from_secs(1));
+    loop {
+        match agrees(pool, tree, turn) {
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
+            result => break result?,
+        }
     }
-    nothing_is_orphaned(pool, &index)?;
     if when == When::AtTheEnd {
         for file in tree.files.iter().filter(|file| !is_stale(file, turn)) {
             pool.assert_state(&file.sample.path, turn.way.end())?;
@@ -47,6 +50,17 @@ pub(super) fn all(pool: &Pool, tree: &Tree, turn: &Turn, when: When) -> Result<(
         tree.files.iter().try_for_each(Planted::check)?;
     }
     Ok(())
+}
+
+/// Whether a scan makes inodes, catalogue and store agree.
+fn agrees(pool: &Pool, tree: &Tree, turn: &Turn) -> Result<()> {
+    pool.hsm.command(["scan", "--pool", "lab"]).ok()?;
+    let index = Index::read(pool)?;
+    let attributes = Attributes::new(MARKER_XATTR)?;
+    for file in &tree.files {
+        state(pool, &attributes, file, &index, turn).context(file.name)?;
+    }
+    nothing_is_orphaned(pool, &index)
 }
 
 /// The catalogue, as it is on disk.
