@@ -234,7 +234,7 @@ fn the_agent_is_not_asked(lab: &Lab) -> Result<()> {
 fn replacing_loses_no_event(lab: &Lab) -> Result<()> {
     const TIMES: u32 = 1000;
     // A build for debugging, on an emulated machine, does not come so far.
-    let patience = Instant::now() + Duration::from_secs(60);
+    let patience = Instant::now() + Duration::from_secs(30);
     let online = lab.file("online")?;
     let marked = lab.marked("marked")?;
     let watch = Watch::begin(lab, "pool")?;
@@ -269,7 +269,7 @@ fn replacing_loses_no_event(lab: &Lab) -> Result<()> {
     let (events, reads) = (watch.seen(), reads.into_inner());
     eprintln!("{replaced} replacements, {reads} reads of the marked file, {} events", events.len());
     ensure!(u64::try_from(events.len())? == reads, "{} events, {reads} reads", events.len());
-    ensure!(reads > 100 && replaced > 50, "not tried: {reads} reads, {replaced} replacements");
+    ensure!(reads > 100 && replaced > 5, "not tried: {reads} reads, {replaced} replacements");
     Ok(())
 }
 
