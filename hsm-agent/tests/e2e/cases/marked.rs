@@ -150,16 +150,18 @@ fn an_agent_takes_over_under_readers(pool: &mut Pool) -> Result<()> {
         while Instant::now() < end {
             place = place.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let offset = (place >> 33) % (24 * MIB / 4096) * 4096;
-            match errno_at(&file, offset) {
-                None => {
-                    read_at(&file, sample, offset)?;
+            // One read, judged by itself: the next one may meet another agent, or none.
+            let mut page = [0u8; 4096];
+            match file.read_exact_at(&mut page, offset).map_err(|error| error.raw_os_error()) {
+                Ok(()) => {
+                    sample.content.check_range(offset, &page)?;
                     right += 1;
                 }
-                Some(errno) if errno == io || errno == again => {
+                Err(errno) if errno == Some(io) || errno == Some(again) => {
                     denied += 1;
                     thread::sleep(Duration::from_millis(2));
                 }
-                Some(errno) => anyhow::bail!("error {errno}"),
+                Err(errno) => anyhow::bail!("error {errno:?} at {offset}"),
             }
         }
         Ok((right, denied))
