@@ -183,12 +183,11 @@ fn programs(options: &Options, report: &mut Report) {
 /// and are walked on the host; on the others what differs.
 const LSM_FILTER_CASES: &str = "ext4:reading,ext4:copying,ext4:workloads,ext4:programs,ext4:mapping,\
     ext4:syscalls,ext4:modifying,ext4:files,ext4:mounts,ext4:metadata,ext4:refusing,ext4:luck,ext4:remote,\
-    ext4:processes,ext4:ways,ext4:nfs,ext4:operating,ext4:regressions,ext4:guarded,\
+    ext4:processes,ext4:ways,ext4:nfs,ext4:subtrees,ext4:operating,ext4:regressions,ext4:guarded,\
     xfs:guarded,xfs:ways,xfs:nfs,btrfs:guarded,btrfs:ways,btrfs:nfs,btrfs:subvolumes";
 
 /// What is tried in tier mark-filter, on the patched kernel: what it does of its own.
-const MARK_FILTER_CASES: &str =
-    "ext4:marked,ext4:reading,ext4:copying,ext4:refusing,ext4:guarded,xfs:marked,btrfs:marked";
+const MARK_FILTER_CASES: &str = "ext4:marked,ext4:subtrees,ext4:reading,ext4:copying,ext4:refusing,ext4:guarded,xfs:marked,btrfs:marked";
 
 /// What the host may not be able to do, under a kernel of its own. All of the tiers' matrix would take
 /// an hour without KVM: `cargo xtask vm --tier T --fs F` runs any part of it in full.

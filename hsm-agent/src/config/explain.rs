@@ -97,6 +97,7 @@ fn of_pool(pool: &PoolConfig, key: &str) -> Shown {
     Shown::Is(match key {
         "name" => string(&pool.name),
         "mount" => path(&pool.mount),
+        "directories" => paths(pool.directories.directories()),
         "tier" => string(match pool.tier {
             TierChoice::Auto => "auto",
             TierChoice::MarkFilter => "mark-filter",
@@ -170,11 +171,13 @@ fn store(pool: &PoolConfig, key: &str) -> Shown {
 fn programs(programs: &RangePrograms) -> String {
     match programs {
         RangePrograms::All => "[\"*\"]".to_owned(),
-        RangePrograms::Only(list) => {
-            let list: Vec<_> = list.iter().map(|program| path(program)).collect();
-            format!("[{}]", list.join(", "))
-        }
+        RangePrograms::Only(list) => paths(list),
     }
+}
+
+fn paths(list: &[PathBuf]) -> String {
+    let list: Vec<_> = list.iter().map(|each| path(each)).collect();
+    format!("[{}]", list.join(", "))
 }
 
 /// Paths come from TOML strings and are therefore UTF-8.

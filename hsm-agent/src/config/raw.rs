@@ -32,6 +32,7 @@ pub(super) enum RawCompression {
 pub(super) struct RawPool {
     pub(super) name: String,
     pub(super) mount: PathBuf,
+    pub(super) directories: Vec<PathBuf>,
     pub(super) tier: TierChoice,
     pub(super) recall: RecallMode,
     pub(super) range_programs: Vec<PathBuf>,

@@ -14,6 +14,8 @@ pub enum Kind {
     Path,
     /// A list of absolute paths.
     Paths,
+    /// A list of directories, relative to the mount point.
+    Directories,
     /// A number of bytes.
     Size,
     /// A span of time.
@@ -35,6 +37,9 @@ impl Kind {
             }
             Self::Path => "an absolute path in quotes".to_owned(),
             Self::Paths => "a list of absolute paths, such as [\"/usr/bin/ffmpeg\"]".to_owned(),
+            Self::Directories => {
+                "a list of directories below the mount point, such as [\"projects\"]".to_owned()
+            }
             Self::Size => "a size, such as \"32MiB\" or \"500KB\"".to_owned(),
             Self::Duration => "a duration, such as \"5m\", \"30d\" or \"1h 30m\"".to_owned(),
             Self::Integer => "a whole number without quotes".to_owned(),
@@ -72,6 +77,7 @@ pub const KEYS: &[Key] = &[
     key("limits.release_batch", Kind::Integer, "1024"),
     key("pool.name", Kind::Text, "required"),
     key("pool.mount", Kind::Path, "required"),
+    key("pool.directories", Kind::Directories, "[]"),
     key(
         "pool.tier",
         Kind::Choice(&["auto", "mark-filter", "lsm-filter", "user-filter"]),

@@ -4,6 +4,7 @@ use bytesize::ByteSize;
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::Subtrees;
 use crate::store::object::Compression;
 use crate::store::{StoreConfig, StoreKind};
 
@@ -90,6 +91,7 @@ fn every_key_is_taken_over() {
         [[pool]]
         name = "a"
         mount = "/a"
+        directories = ["projects", "media/raw/"]
         tier = "user-filter"
         recall = "range"
         range_programs = ["/usr/bin/ffmpeg"]
@@ -134,6 +136,7 @@ fn every_key_is_taken_over() {
     let pool = PoolConfig {
         name: "a".into(),
         mount: "/a".into(),
+        directories: Subtrees::new(vec!["projects".into(), "media/raw".into()]),
         tier: TierChoice::UserFilter,
         recall: RecallMode::Range,
         range_programs: RangePrograms::Only(vec!["/usr/bin/ffmpeg".into()]),
@@ -446,5 +449,20 @@ proptest! {
         let quoted = toml::Value::from(key.as_str()).to_string();
         let text = format!("{quoted} = 1\n[agent]\n{quoted} = 2\n");
         prop_assert!(Config::parse(&text, "x").is_err());
+    }
+}
+
+#[test]
+fn directories_are_plain_paths_below_the_mount() {
+    for (value, said) in [
+        ("[\"/abs\"]", "no directory below it"),
+        ("[\"\"]", "no directory below it"),
+        ("[\".\"]", "no directory below it"),
+        ("[\"a/../b\"]", "no directory below it"),
+        ("[\"a\", \"a/\"]", "named twice"),
+        ("[\"a/b\", \"a\"]", "lies in a"),
+        ("\"a\"", "a list of directories below the mount point"),
+    ] {
+        assert_says(&with(&format!("directories = {value}"), ""), &["directories", said]);
     }
 }

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use hsm_common::marker::MARKER_XATTR;
 use serde::Deserialize;
 
+use crate::core::Subtrees;
 use crate::store::StoreConfig;
 use crate::store::object::Compression;
 
@@ -166,6 +167,8 @@ pub struct PoolConfig {
     pub name: String,
     /// The mount point.
     pub mount: PathBuf,
+    /// Where below it files are archived and released.
+    pub directories: Subtrees,
     /// How accesses are noticed.
     pub tier: TierChoice,
     /// How much an access brings back.

@@ -2,8 +2,10 @@
 
 mod inflight;
 mod key;
+mod subtrees;
 mod types;
 
 pub use inflight::{Access, Effect, Event, Inflight, Job, Look, Recalled, Ticket, Want};
 pub use key::FileKey;
+pub use subtrees::{Subtrees, is_plain};
 pub use types::{DataVersion, FileState, ObjectId, ParseObjectIdError};

@@ -21,7 +21,7 @@ use crate::control::types::{
     Status, StoreStatus, Waiter, WirePath,
 };
 use crate::control::{AgentApi, ApiError, ApiErrorKind, Peer};
-use crate::core::FileState;
+use crate::core::{FileState, Subtrees};
 use crate::marker::InodeFd;
 use crate::scanner::{Found, Walker, relative_to};
 use crate::store::{StoreConfig, StoreKind};
@@ -210,6 +210,7 @@ fn state_of(pools: &[Arc<Pool>], path: &WirePath, peer: Peer) -> StateEntry {
         root: pool.root.as_fd(),
         mount: pool.mount(),
         recursive: false,
+        subtrees: &Subtrees::everything(),
         include: &none,
         exclude: &none,
     };
@@ -219,6 +220,8 @@ fn state_of(pools: &[Arc<Pool>], path: &WirePath, peer: Peer) -> StateEntry {
             Found::File(c) if peer.is_root() || c.stat.uid == peer.uid => report(pool, path, &c),
             // The same answer for "not yours" and "not there".
             Found::File(_) => failed(Reason::NotFound, "no such file of yours"),
+            // The walk is about all of them.
+            Found::Outside(_) => failed(Reason::Internal, "outside"),
             Found::Directory(_) => failed(Reason::IsDirectory, "a directory"),
             Found::Error(_) if !peer.is_root() => failed(Reason::NotFound, "no such file of yours"),
             Found::Error(e) => failed(Reason::of_io(&e.error), &e.error.to_string()),

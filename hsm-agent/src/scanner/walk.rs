@@ -11,6 +11,7 @@ use std::sync::Arc;
 use globset::GlobSet;
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 
+use crate::core::Subtrees;
 use crate::daemon::outcome::Candidate;
 use crate::daemon::pool::FileRef;
 use crate::sys::{handle, inode};
@@ -36,6 +37,8 @@ pub enum Found {
     File(Candidate),
     /// A directory that was named although the walk does not go down.
     Directory(PathBuf),
+    /// A place that was named although it is outside the directories that the walk is about.
+    Outside(PathBuf),
     /// A place that could not be looked at. The walk goes on.
     Error(WalkError),
 }
@@ -49,6 +52,8 @@ pub struct Walker<'a> {
     pub mount: &'a Path,
     /// Go down directories.
     pub recursive: bool,
+    /// What is outside is not entered and not found.
+    pub subtrees: &'a Subtrees,
     /// Only names that match one of these; empty: all.
     pub include: &'a GlobSet,
     /// No names that match one of these; matching directories are not entered.
@@ -77,6 +82,7 @@ impl Walker<'_> {
     ) -> ControlFlow<()> {
         match self.named(path) {
             Ok(Named::File(candidate)) => visit(Found::File(candidate)),
+            Ok(Named::Outside) => visit(Found::Outside(path.into())),
             Ok(Named::Directory(fd)) if self.recursive => self.down(fd, path, visit),
             Ok(Named::Directory(_)) => visit(Found::Directory(path.into())),
             Err(error) => visit(Found::Error(WalkError { path: path.into(), error })),
@@ -90,10 +96,26 @@ impl Walker<'_> {
         let fd = rustix::fs::openat2(self.root, relative, FIND, Mode::empty(), RESOLVE)?;
         let stat = inode::stat(&fd)?;
         if stat.is_dir() {
-            return Ok(Named::Directory(fd));
+            let inside = self.enters(path);
+            return Ok(if inside { Named::Directory(fd) } else { Named::Outside });
+        }
+        if !self.finds(path) {
+            return Ok(Named::Outside);
         }
         let file = FileRef { key: handle::of_fd(&fd)?, event: None };
         Ok(Named::File(Candidate { file, path: fd, name: path.into(), stat, named: true }))
+    }
+
+    /// Whether files of that name are among those that the walk is about.
+    fn finds(&self, path: &Path) -> bool {
+        self.subtrees.is_everything()
+            || relative_to(path, self.mount).is_some_and(|path| self.subtrees.cover(&path))
+    }
+
+    /// Whether such files may be below that directory.
+    fn enters(&self, path: &Path) -> bool {
+        self.subtrees.is_everything()
+            || relative_to(path, self.mount).is_some_and(|path| self.subtrees.lead_through(&path))
     }
 
     fn down(
@@ -144,10 +166,13 @@ impl Walker<'_> {
                 continue;
             }
             if entry.file_type() == FileType::Directory {
+                if !self.enters(&path) {
+                    continue;
+                }
                 stack.push(Step { parent: Arc::clone(&fd), name: name.to_vec(), path });
                 continue;
             }
-            if !self.include.is_empty() && !matches(self.include, below()) {
+            if !self.include.is_empty() && !matches(self.include, below()) || !self.finds(&path) {
                 continue;
             }
             let found = match candidate(fd.as_fd(), name, &path) {
@@ -166,6 +191,7 @@ impl Walker<'_> {
 enum Named {
     File(Candidate),
     Directory(OwnedFd),
+    Outside,
 }
 
 enum Stop {
@@ -213,12 +239,23 @@ mod tests {
     }
 
     fn names(dir: &Path, start: &Path, include: &[&str], exclude: &[&str]) -> BTreeSet<String> {
+        names_within(&Subtrees::default(), dir, start, include, exclude)
+    }
+
+    fn names_within(
+        subtrees: &Subtrees,
+        dir: &Path,
+        start: &Path,
+        include: &[&str],
+        exclude: &[&str],
+    ) -> BTreeSet<String> {
         let root = std::fs::File::open(dir).unwrap();
         let (include, exclude) = (globs(include), globs(exclude));
         let walker = Walker {
             root: root.as_fd(),
             mount: dir,
             recursive: true,
+            subtrees,
             include: &include,
             exclude: &exclude,
         };
@@ -227,6 +264,9 @@ mod tests {
             all.insert(match found {
                 Found::File(c) => relative_to(&c.name, dir).unwrap().display().to_string(),
                 Found::Directory(d) => format!("dir {}", d.display()),
+                Found::Outside(path) => {
+                    format!("outside {}", relative_to(&path, dir).unwrap().display())
+                }
                 Found::Error(e) => format!("error {:?}", e.error.kind()),
             });
             ControlFlow::Continue(())
@@ -254,5 +294,26 @@ mod tests {
             let got = names(d, &d.join(escape), &[], &[]);
             assert!(got.iter().all(|n| n.starts_with("error")), "{escape}: {got:?}");
         }
+    }
+
+    #[test]
+    fn stays_within_its_subtrees() {
+        let dir = tempfile::tempdir().unwrap();
+        let d = dir.path();
+        for f in ["top", "a/one", "a/b/two", "a/c/three", "ab/four", "z/five"] {
+            std::fs::create_dir_all(d.join(f).parent().unwrap()).unwrap();
+            std::fs::write(d.join(f), "x").unwrap();
+        }
+        let subtrees = Subtrees::new(vec!["a/b".into(), "z".into()]);
+        let found = |start: &str| {
+            let found = names_within(&subtrees, d, &d.join(start), &[], &[]);
+            found.into_iter().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(found(""), "a/b/two z/five");
+        assert_eq!(found("a"), "a/b/two");
+        assert_eq!(found("z/five"), "z/five");
+        assert_eq!(found("a/one"), "outside a/one");
+        assert_eq!(found("ab"), "outside ab");
+        assert_eq!(found("z/../top"), "outside z/../top");
     }
 }

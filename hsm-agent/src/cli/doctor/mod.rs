@@ -114,6 +114,7 @@ fn examine_pool(
         works = events.verdict == Verdict::Ok;
         found.push(events);
         found.extend(pool::apart(&pool.mount, &own_files(config, pool)));
+        found.extend(pool::directories(&pool.mount, &pool.directories));
     }
     if mounted && agent_is_down {
         let marker = CString::new(pool.marker.as_str()).map_err(Failure::usage)?;

@@ -5,11 +5,12 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use walkdir::WalkDir;
 
 use crate::cli::output;
 use crate::cli::paths::describe;
+use crate::core::Subtrees;
 use crate::sys::probe::{self, Support};
 use crate::sys::xattr;
 
@@ -61,6 +62,36 @@ pub(super) fn apart(mount: &Path, own: &[&Path]) -> Option<Check> {
     })?;
     let fact = format!("{} is on the managed file system itself", output::path(inside));
     Some(Check::fail("own files", fact, "put it on another file system"))
+}
+
+/// Is each of the directories that the pool is limited to where the pool can find it?
+pub(super) fn directories(mount: &Path, subtrees: &Subtrees) -> Option<Check> {
+    const NAME: &str = "directories";
+    if subtrees.is_everything() {
+        return None;
+    }
+    let missing = subtrees.directories().iter().find_map(|directory| {
+        let error = find_directory(mount, directory).err()?;
+        Some((mount.join(directory), error))
+    });
+    Some(match missing {
+        Some((path, error)) => {
+            let fact = format!("{}: {}", output::path(&path), describe(&error));
+            let remedy = "nothing is archived there: make the directory, or correct `directories` \
+                          (no symbolic link leads on, nor does another mount)";
+            Check::warn(NAME, fact, remedy)
+        }
+        None => Check::ok(NAME, format!("all {} are there", subtrees.directories().len())),
+    })
+}
+
+/// As the walk of a job finds it.
+fn find_directory(mount: &Path, directory: &Path) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::open(mount, flags, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    rustix::fs::openat2(root, directory, flags, Mode::empty(), resolve)?;
+    Ok(())
 }
 
 /// Can pre-content events be had there?
@@ -175,6 +206,22 @@ mod tests {
         let check = apart(dir.path(), &[Path::new("/proc/x"), &inside]).expect("complaint");
         assert!(check.fact.contains("state/not/yet"), "{}", check.fact);
         assert_eq!(apart(dir.path(), &[Path::new("/proc")]), None);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_or_elsewhere_is_told() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        std::fs::create_dir_all(dir.path().join("a/b")).expect("mkdir");
+        std::os::unix::fs::symlink("a", dir.path().join("link")).expect("symlink");
+        let check = |list: &[&str]| {
+            directories(dir.path(), &Subtrees::new(list.iter().map(Into::into).collect()))
+        };
+        assert_eq!(check(&[]), None);
+        assert_eq!(check(&["a/b"]).expect("a check").verdict, Verdict::Ok);
+        for wrong in ["missing", "link", "link/b"] {
+            let told = check(&["a", wrong]).expect("a check");
+            assert!(told.verdict == Verdict::Warn && told.fact.contains(wrong), "{}", told.fact);
+        }
     }
 
     #[test]

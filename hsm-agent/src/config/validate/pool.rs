@@ -1,6 +1,6 @@
 //! One `[[pool]]` by itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -9,6 +9,7 @@ use super::{Findings, store};
 use crate::config::raw::{RawCompression, RawPool};
 use crate::config::types::DEFAULT_MARKER;
 use crate::config::{PoolConfig, RangePrograms, RecallMode, TierChoice};
+use crate::core::{Subtrees, is_plain};
 use crate::store::object::Compression;
 use crate::store::{StoreConfig, StoreKind};
 
@@ -50,6 +51,7 @@ pub(super) fn build(index: usize, raw: RawPool, findings: &mut Findings<'_>) -> 
         range_programs: range_programs(index, raw.recall, raw.tier, raw.range_programs, findings),
         compression: compression(index, &raw.compression, raw.compression_level, findings),
         name: raw.name,
+        directories: directories(&at("directories"), &raw.directories, findings),
         mount: raw.mount,
         tier: raw.tier,
         recall: raw.recall,
@@ -97,6 +99,27 @@ fn check_mount(key: &str, mount: &Path, findings: &mut Findings<'_>) {
     }
 }
 
+/// Each is a plain path below the mount point, and none lies in another.
+fn directories(key: &str, list: &[PathBuf], findings: &mut Findings<'_>) -> Subtrees {
+    let list: Vec<PathBuf> = list.iter().map(|path| path.components().collect()).collect();
+    for (index, path) in list.iter().enumerate() {
+        let shown = path.display();
+        if path.as_os_str().is_empty() || !is_plain(path) {
+            let hint =
+                "write it relative to the mount point and without . and .., such as \"projects\"";
+            findings.error(key, format!("{path:?} is no directory below it"), hint);
+        } else if list[..index].contains(path) {
+            findings.error(key, format!("{shown} is named twice"), "name it once");
+        } else if let Some(outer) =
+            list.iter().find(|outer| *outer != path && path.starts_with(outer))
+        {
+            let message = format!("{shown} lies in {}, which is named, too", outer.display());
+            findings.error(key, message, "name the outer one");
+        }
+    }
+    Subtrees::new(list)
+}
+
 fn check_marker(key: &str, marker: &str, findings: &mut Findings<'_>) {
     let rest = marker.strip_prefix("security.").unwrap_or_default();
     let printable = marker.bytes().all(|b| b.is_ascii_graphic());
@@ -116,7 +139,7 @@ fn range_programs(
     index: usize,
     recall: RecallMode,
     tier: TierChoice,
-    programs: Vec<std::path::PathBuf>,
+    programs: Vec<PathBuf>,
     findings: &mut Findings<'_>,
 ) -> RangePrograms {
     let key = format!("pool[{index}].range_programs");

@@ -52,7 +52,7 @@ pub enum Reason {
     Permission,
     /// The path does not exist.
     NotFound,
-    /// The path is on no pool's file system.
+    /// The path is on no pool's file system, or outside the directories that its pool is limited to.
     NotManaged,
     /// No pool has this name.
     NoSuchPool,

@@ -14,10 +14,11 @@ use tokio::sync::mpsc::Sender;
 use tokio_util::sync::CancellationToken;
 
 use super::ops;
+use crate::config::PoolConfig;
 use crate::control::Peer;
 use crate::control::types::{FileReport, JobEvent, JobRequest, Op, Reason};
 use crate::control::{ApiError, ApiErrorKind};
-use crate::core::FileKey;
+use crate::core::{FileKey, Subtrees};
 use crate::daemon::outcome::{Candidate, FileOutcome};
 use crate::daemon::pool::Pool;
 use crate::scanner::{Found, Walker, relative_to};
@@ -126,6 +127,16 @@ impl Job {
         let _ = self.events.blocking_send(JobEvent::File(report));
     }
 
+    /// What is made offline is limited to the pool's directories. What brings data back, or keeps it
+    /// local, is not: files may have been moved out of them since.
+    fn subtrees<'a>(&self, pool: &'a PoolConfig) -> &'a Subtrees {
+        const EVERYTHING: &Subtrees = &Subtrees::everything();
+        match self.request.op {
+            Op::Archive | Op::Release | Op::Migrate => &pool.directories,
+            Op::Recall | Op::Pin | Op::Unpin | Op::Scan => EVERYTHING,
+        }
+    }
+
     /// The pool that a path belongs to, and the path as that pool knows it.
     fn pool_of(&self, path: &Path) -> Option<(Arc<Pool>, PathBuf)> {
         let lexical = self.longest_mount(path).map(|pool| (pool, path.to_path_buf()));
@@ -164,6 +175,7 @@ impl Finder<'_> {
                 root: pool.root.as_fd(),
                 mount: pool.mount(),
                 recursive: self.job.request.recursive,
+                subtrees: self.job.subtrees(&pool.config),
                 include,
                 exclude,
             };
@@ -185,6 +197,10 @@ impl Finder<'_> {
             Found::Directory(path) => {
                 let detail = "a directory; use --recursive";
                 self.job.report(&path, FileOutcome::failed(Reason::IsDirectory, detail));
+            }
+            Found::Outside(path) => {
+                let detail = "outside the pool's `directories`; `hsm config explain` shows them";
+                self.job.report(&path, FileOutcome::failed(Reason::NotManaged, detail));
             }
             Found::Error(e) => {
                 let outcome = match e.error.raw_os_error() {

@@ -11,7 +11,7 @@ use super::runner::Job;
 use crate::catalog::{Batch, CatalogError, FileRow};
 use crate::control::types::{JobEvent, Reason};
 use crate::control::{ApiError, ApiErrorKind};
-use crate::core::FileState;
+use crate::core::{FileState, Subtrees};
 use crate::daemon::outcome::{Candidate, FileOutcome};
 use crate::daemon::pool::{Pool, now_ns};
 use crate::failpoint::{Point, reach};
@@ -58,6 +58,7 @@ impl Scan<'_> {
             root: self.pool.root.as_fd(),
             mount,
             recursive: true,
+            subtrees: &Subtrees::everything(),
             include: &all,
             exclude: &all,
         };
@@ -88,7 +89,7 @@ impl Scan<'_> {
     fn take(&mut self, found: Found) -> Result<(), CatalogError> {
         match found {
             Found::File(candidate) if candidate.stat.is_file() => self.file(&candidate)?,
-            Found::File(_) | Found::Directory(_) => {}
+            Found::File(_) | Found::Directory(_) | Found::Outside(_) => {}
             Found::Error(e) => {
                 self.job.report(&e.path, FileOutcome::io("it cannot be looked at", &e.error));
             }

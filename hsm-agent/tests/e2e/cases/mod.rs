@@ -20,6 +20,7 @@ mod reading;
 mod refusing;
 mod regressions;
 mod remote;
+mod subtrees;
 mod subvolumes;
 mod syscalls;
 mod ways;
@@ -76,6 +77,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("ways", ways::CASES),
         ("nfs", nfs::CASES),
         ("subvolumes", subvolumes::CASES),
+        ("subtrees", subtrees::CASES),
         ("operating", operating::CASES),
         ("regressions", regressions::CASES),
     ];
