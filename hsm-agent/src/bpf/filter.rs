@@ -20,6 +20,32 @@ use super::{BpfError, Probe, Settings, kernel, object, pin, probe};
 use crate::sys::bpf;
 use crate::sys::probe::{Support, kernel_release, mark_filters};
 
+/// The filter's programs, linked to the running kernel: made once (the kernel's type information is
+/// large), loaded for each filter.
+#[derive(Debug)]
+pub struct FilterPrograms {
+    image: Image,
+    ops: Ops,
+    /// Where the guard's set has pinned its maps.
+    maps: PathBuf,
+}
+
+impl FilterPrograms {
+    /// With these settings, for the set of the guard that is installed with them.
+    pub fn prepare(settings: &Settings) -> Result<Self, BpfError> {
+        let object = object::object().ok_or(BpfError::NotBuiltIn)?;
+        let maps = pin::installed_maps(settings)?;
+        let types = kernel::types()?;
+        let ops = Ops::find(&types)?;
+        Ok(Self { image: Image::prepare(object, settings, &types)?, ops, maps })
+    }
+
+    /// A map that can be attached, for the group with this descriptor.
+    fn load(&self, name: &str, group: u32) -> Result<OwnedFd, BpfError> {
+        struct_ops::load(&self.image, &self.ops, &self.maps, name, group)
+    }
+}
+
 /// An attached and pinned filter.
 #[derive(Debug)]
 pub struct Filter {
@@ -38,7 +64,8 @@ impl Filter {
         group: BorrowedFd<'_>,
     ) -> Result<Self, BpfError> {
         let group = group.as_raw_fd().cast_unsigned();
-        let map = load(settings, name, group)?;
+        check_name(name)?;
+        let map = FilterPrograms::prepare(settings)?.load(name, group)?;
         let link = match bpf::create_link(map.as_fd()) {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
                 return Self::adopt(settings, name, map.as_fd());
@@ -67,20 +94,25 @@ impl Filter {
         others.iter().filter(|path| **path != self.path).try_for_each(|path| pin::detach(path))
     }
 
-    /// Replaces the programs by new ones of these settings. No access goes unasked meanwhile, and when
-    /// this returns the old ones run nowhere.
-    pub fn replace(&self, settings: &Settings) -> Result<(), BpfError> {
-        let map = load(settings, &self.name, 0)?;
+    /// Replaces the programs by these. No access goes unasked meanwhile, and when this returns the old
+    /// ones run nowhere.
+    pub fn replace(&self, programs: &FilterPrograms) -> Result<(), BpfError> {
+        let map = programs.load(&self.name, 0)?;
         bpf::update_link(self.link.as_fd(), map.as_fd()).map_err(failed(&self.name, "replacing"))
     }
 
     /// [`replace`](Self::replace) for all pinned filters of this name; how many there were.
     pub fn replace_pinned(settings: &Settings, name: &str) -> Result<usize, BpfError> {
+        check_name(name)?;
         let links = pin::filters_of(settings, name)?;
+        if links.is_empty() {
+            return Ok(0);
+        }
+        let programs = FilterPrograms::prepare(settings)?;
         for path in &links {
             let link = bpf::open_pinned(path).map_err(failed(name, "opening its link"))?;
             let filter = Self { link, name: name.to_owned(), path: path.clone() };
-            filter.replace(settings)?;
+            filter.replace(&programs)?;
         }
         Ok(links.len())
     }
@@ -110,17 +142,6 @@ pub fn filter_probe() -> Result<(), String> {
         }
         Err(error) => Err(format!("trying FAN_MARK_FILTER: {error}")),
     }
-}
-
-/// The programs as a map that can be attached, for the group with this descriptor.
-fn load(settings: &Settings, name: &str, group: u32) -> Result<OwnedFd, BpfError> {
-    let object = object::object().ok_or(BpfError::NotBuiltIn)?;
-    check_name(name)?;
-    let maps = pin::installed_maps(settings)?;
-    let types = kernel::types()?;
-    let ops = Ops::find(&types)?;
-    let image = Image::prepare(object, settings, &types)?;
-    struct_ops::load(&image, &ops, &maps, name, group)
 }
 
 /// What the kernel accepts, and what is a name of a file.

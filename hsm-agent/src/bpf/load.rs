@@ -70,6 +70,7 @@ pub(super) const MAPS: &[&str] = &[
 ];
 
 /// An object that fits the running kernel.
+#[derive(Debug)]
 pub(super) struct Image {
     pub(super) object: Vec<u8>,
     pub(super) settings: filter::Settings,

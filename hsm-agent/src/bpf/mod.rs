@@ -36,7 +36,7 @@ use hsm_common::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 pub use self::btf::Btf;
 pub use self::counters::Counts;
 pub use self::error::{BpfError, BtfError, LinkError};
-pub use self::filter::{Filter, filter_probe};
+pub use self::filter::{Filter, FilterPrograms, filter_probe};
 pub use self::kfunc::link;
 pub use self::maps::{Answer, Maps, Mode, Uuid};
 pub use self::object::object;

@@ -83,6 +83,11 @@ impl Watch {
         Ok(Answer::Watched)
     }
 
+    /// Puts the mark back.
+    pub(crate) fn mark(&self) -> Result<()> {
+        Ok(self.group.filter_filesystem(self.root.as_fd(), ASKED)?)
+    }
+
     /// Takes the mark away.
     pub(crate) fn unmark(&self) -> Result<()> {
         Ok(self.group.unwatch_filesystem(self.root.as_fd(), ASKED)?)
