@@ -110,6 +110,7 @@ fn of_pool(pool: &PoolConfig, key: &str) -> Shown {
             RecallMode::Range => "range",
         }),
         "range_programs" => programs(&pool.range_programs),
+        "whole_programs" if pool.recall != RecallMode::Whole => paths(&pool.whole_programs.0),
         "range_min_size" if pool.recall != RecallMode::Whole => {
             string(&units::size(pool.range_min_size))
         }

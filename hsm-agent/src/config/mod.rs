@@ -21,6 +21,7 @@ pub use problem::{ConfigError, Problem};
 pub use schema::{KEYS, Key, Kind};
 pub use types::{
     AgentConfig, Limits, LogFormat, PoolConfig, RangePrograms, RecallMode, TierChoice, Verify,
+    WholePrograms,
 };
 
 use origin::Origins;

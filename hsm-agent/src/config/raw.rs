@@ -36,6 +36,7 @@ pub(super) struct RawPool {
     pub(super) tier: TierChoice,
     pub(super) recall: RecallMode,
     pub(super) range_programs: Vec<PathBuf>,
+    pub(super) whole_programs: Option<Vec<PathBuf>>,
     pub(super) range_min_size: Option<ByteSize>,
     pub(super) early_answer: Option<bool>,
     pub(super) min_size: Option<ByteSize>,

@@ -14,6 +14,8 @@ pub enum Kind {
     Path,
     /// A list of absolute paths.
     Paths,
+    /// A list of absolute paths or plain names.
+    Programs,
     /// A list of directories, relative to the mount point.
     Directories,
     /// A number of bytes.
@@ -37,6 +39,7 @@ impl Kind {
             }
             Self::Path => "an absolute path in quotes".to_owned(),
             Self::Paths => "a list of absolute paths, such as [\"/usr/bin/ffmpeg\"]".to_owned(),
+            Self::Programs => "a list of programs, by path or name, such as [\"tar\"]".to_owned(),
             Self::Directories => {
                 "a list of directories below the mount point, such as [\"projects\"]".to_owned()
             }
@@ -85,6 +88,7 @@ pub const KEYS: &[Key] = &[
     ),
     key("pool.recall", Kind::Choice(&["auto", "whole", "range"]), "\"auto\""),
     key("pool.range_programs", Kind::Paths, "[]"),
+    key("pool.whole_programs", Kind::Programs, "[\"tar\"]"),
     key("pool.range_min_size", Kind::Size, "\"64MiB\""),
     key("pool.early_answer", Kind::Flag, "false"),
     key("pool.min_size", Kind::Size, "\"1B\""),

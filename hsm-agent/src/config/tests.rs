@@ -95,6 +95,7 @@ fn every_key_is_taken_over() {
         tier = "user-filter"
         recall = "range"
         range_programs = ["/usr/bin/ffmpeg"]
+        whole_programs = ["cpio", "/opt/backup"]
         range_min_size = "1GiB"
         early_answer = true
         min_size = "4KiB"
@@ -140,6 +141,7 @@ fn every_key_is_taken_over() {
         tier: TierChoice::UserFilter,
         recall: RecallMode::Range,
         range_programs: RangePrograms::Only(vec!["/usr/bin/ffmpeg".into()]),
+        whole_programs: WholePrograms(vec!["cpio".into(), "/opt/backup".into()]),
         range_min_size: ByteSize::gib(1),
         early_answer: true,
         min_size: ByteSize::kib(4),
@@ -341,10 +343,20 @@ fn doubtful_settings_are_warnings() {
 
 #[test]
 fn only_listed_programs_read_ranges() {
-    let list = RangePrograms::Only(vec!["/usr/bin/ffmpeg".into()]);
-    assert!(list.allow(Path::new("/usr/bin/ffmpeg")));
-    assert!(!list.allow(Path::new("/usr/bin/ffmpeg2")));
-    assert!(RangePrograms::All.allow(Path::new("/bin/cp")));
+    let reads = |list: &str, program: &str, unlisted| {
+        let text = with(&format!("recall = \"range\"\nrange_programs = {list}"), "");
+        parse(&text).pools[0].lets_read_ranges(Path::new(program), unlisted)
+    };
+    for unlisted in [false, true] {
+        assert!(reads("[\"/usr/bin/ffmpeg\"]", "/usr/bin/ffmpeg", unlisted));
+        assert!(!reads("[\"/usr/bin/ffmpeg\"]", "/usr/bin/ffmpeg2", unlisted));
+        assert!(reads("[\"*\"]", "/bin/cp", unlisted));
+        assert!(!reads("[\"*\"]", "/bin/tar", unlisted));
+        // Who is named, is meant.
+        assert!(reads("[\"/bin/tar\"]", "/bin/tar", unlisted));
+        assert_eq!(reads("[]", "/bin/cp", unlisted), unlisted);
+        assert!(!reads("[]", "/bin/tar", unlisted));
+    }
 }
 
 #[test]
@@ -465,4 +477,18 @@ fn directories_are_plain_paths_below_the_mount() {
     ] {
         assert_says(&with(&format!("directories = {value}"), ""), &["directories", said]);
     }
+}
+
+#[test]
+fn programs_are_known_by_path_or_by_name() {
+    let list = WholePrograms(vec!["tar".into(), "/opt/backup".into()]);
+    for named in ["/usr/bin/tar", "/home/a/tar", "/opt/backup"] {
+        assert!(list.name(Path::new(named)), "{named}");
+    }
+    for other in ["/usr/bin/bsdtar", "/opt/tar/x", "/usr/opt/backup", "/backup"] {
+        assert!(!list.name(Path::new(other)), "{other}");
+    }
+    assert_says(&with("whole_programs = [\"bin/tar\"]", ""), &["whole_programs", "absolute"]);
+    let whole = with("recall = \"whole\"\nwhole_programs = [\"tar\"]", "");
+    assert_says(&whole, &["whole_programs", "recall = \"whole\""]);
 }

@@ -145,18 +145,26 @@ pub enum RangePrograms {
     All,
 }
 
-impl RangePrograms {
-    /// Whether nobody is named.
-    pub fn is_empty(&self) -> bool {
-        matches!(self, Self::Only(list) if list.is_empty())
-    }
+/// Who always gets whole files, at open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WholePrograms(pub Vec<PathBuf>);
 
-    /// Whether an executable may.
-    pub fn allow(&self, program: &Path) -> bool {
-        match self {
-            Self::Only(list) => list.iter().any(|path| path == program),
-            Self::All => true,
-        }
+impl WholePrograms {
+    /// Whether an executable is among them: by its path, or by its name where only that is given.
+    pub fn name(&self, program: &Path) -> bool {
+        self.0.iter().any(|listed| {
+            listed == program
+                || listed.components().count() == 1
+                    && program.file_name() == Some(listed.as_os_str())
+        })
+    }
+}
+
+/// GNU tar looks at the change time of what it has read, which a recall by ranges moves: "file
+/// changed as we read it", and exit code 1.
+impl Default for WholePrograms {
+    fn default() -> Self {
+        Self(vec!["tar".into()])
     }
 }
 
@@ -175,6 +183,8 @@ pub struct PoolConfig {
     pub recall: RecallMode,
     /// Who may read ranges with [`RecallMode::Range`]. In tier mark-filter an empty list means everybody.
     pub range_programs: RangePrograms,
+    /// Who gets whole files even so.
+    pub whole_programs: WholePrograms,
     /// Smaller files always come back whole.
     pub range_min_size: ByteSize,
     /// Let readers go on as soon as the data is in place, before it is durable.
@@ -191,6 +201,20 @@ pub struct PoolConfig {
     pub retention: Duration,
     /// Where the bytes go.
     pub store: StoreConfig,
+}
+
+impl PoolConfig {
+    /// Whether a program may read ranges; `unlisted`: where the kernel asks about holes, so that
+    /// everybody may if nobody is listed.
+    pub fn lets_read_ranges(&self, program: &Path, unlisted: bool) -> bool {
+        match &self.range_programs {
+            RangePrograms::Only(list) if !list.is_empty() => {
+                list.iter().any(|path| path == program)
+            }
+            RangePrograms::Only(_) if !unlisted => false,
+            RangePrograms::Only(_) | RangePrograms::All => !self.whole_programs.name(program),
+        }
+    }
 }
 
 /// Default of [`PoolConfig::marker`].

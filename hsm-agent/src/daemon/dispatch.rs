@@ -93,13 +93,10 @@ impl Pool {
     }
 
     /// Whether this program may. Where the kernel asks about every way to find holes, everybody may who
-    /// is not left out by a list.
+    /// is not left out by a list. Who cannot be told gets all.
     fn may_read_ranges(&self, frame: &EventFrame) -> bool {
-        let programs = &self.config.range_programs;
-        if self.interceptor.tier() == Tier::MarkFilter && programs.is_empty() {
-            return true;
-        }
-        process::executable(frame.pid).is_some_and(|program| programs.allow(&program))
+        let Some(program) = process::executable(frame.pid) else { return false };
+        self.config.lets_read_ranges(&program, self.interceptor.tier() == Tier::MarkFilter)
     }
 
     /// Whether this access to a range cannot change anything. truncate(2) comes without a count.

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use super::{Findings, store};
 use crate::config::raw::{RawCompression, RawPool};
 use crate::config::types::DEFAULT_MARKER;
-use crate::config::{PoolConfig, RangePrograms, RecallMode, TierChoice};
+use crate::config::{PoolConfig, RangePrograms, RecallMode, TierChoice, WholePrograms};
 use crate::core::{Subtrees, is_plain};
 use crate::store::object::Compression;
 use crate::store::{StoreConfig, StoreKind};
@@ -55,6 +55,7 @@ pub(super) fn build(index: usize, raw: RawPool, findings: &mut Findings<'_>) -> 
         mount: raw.mount,
         tier: raw.tier,
         recall: raw.recall,
+        whole_programs: whole_programs(index, raw.recall, raw.whole_programs, findings),
         range_min_size: raw.range_min_size.unwrap_or(ByteSize::mib(64)),
         early_answer: raw.early_answer.unwrap_or(false),
         min_size: raw.min_size.unwrap_or(ByteSize::b(1)),
@@ -169,6 +170,26 @@ fn range_programs(
     }
     programs.iter().for_each(|program| findings.absolute(&key, program));
     RangePrograms::Only(programs)
+}
+
+fn whole_programs(
+    index: usize,
+    recall: RecallMode,
+    programs: Option<Vec<PathBuf>>,
+    findings: &mut Findings<'_>,
+) -> WholePrograms {
+    let key = format!("pool[{index}].whole_programs");
+    let Some(programs) = programs else { return WholePrograms::default() };
+    if recall == RecallMode::Whole {
+        let hint = "remove the key: with recall = \"whole\" every program gets whole files";
+        findings.error(&key, "has no meaning with recall = \"whole\"", hint);
+    }
+    for program in &programs {
+        if program.components().count() != 1 || !is_plain(program) {
+            findings.absolute(&key, program);
+        }
+    }
+    WholePrograms(programs)
 }
 
 fn compression(

@@ -20,6 +20,7 @@ const CHUNK: u64 = MIB;
 cases! {
     resident_ranges_raise_no_events with ranges,
     every_program_reads_ranges with ranges,
+    tar_reads_large_files_without_a_complaint with ranges,
     an_open_file_gives_an_error_without_an_agent_and_its_bytes_with_the_next with ranges,
     online_files_work_on_without_an_agent_also_when_they_are_open with ranges,
     an_agent_takes_over_under_readers with ranges,
@@ -83,6 +84,17 @@ fn every_program_reads_ranges(pool: &mut Pool) -> Result<()> {
     // `cp` asks for holes, and gets the truth.
     let copy = pool.outside("copy");
     pool.sh("cp --sparse=auto \"$1\" \"$2\"", [&sample.path, &copy])?;
+    sample.content.check(&copy)
+}
+
+fn tar_reads_large_files_without_a_complaint(pool: &mut Pool) -> Result<()> {
+    let sample = pool.offline_file("large", 16 * MIB)?;
+    let archive = pool.outside("large.tar");
+    let out = pool.sh("tar -C \"$1\" -cf \"$2\" large", [pool.mnt(), archive.as_path()])?;
+    ensure!(out.stderr.is_empty(), "{}", out.describe());
+    pool.assert_local(&sample.path)?;
+    let copy = pool.outside("large");
+    pool.sh("tar -C \"$(dirname \"$2\")\" -xf \"$1\"", [&archive, &copy])?;
     sample.content.check(&copy)
 }
 
