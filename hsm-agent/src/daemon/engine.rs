@@ -346,6 +346,7 @@ fn take_events(
     runtime: &tokio::runtime::Handle,
     orphaned: &CancellationToken,
 ) {
+    process::pass_on_before_others();
     loop {
         match link.next() {
             Ok(Some(Incoming::Ping)) => prove_alive(link, pools, runtime),

@@ -39,7 +39,7 @@ impl Files {
     pub fn write(&self) -> Result<()> {
         fs::create_dir_all(&self.dir)?;
         (self.first..self.first + self.count)
-            .try_for_each(|n| self.content(n).write(&self.path(n)))
+            .try_for_each(|n| Ok(fs::write(self.path(n), self.content(n).bytes())?))
     }
 
     /// Where the file of this number is.

@@ -19,10 +19,10 @@ fn take(fair: &mut Fair<u32, u32>, workers: usize) -> Vec<(Owner, u32)> {
 
 #[test]
 fn a_single_recall_passes_a_storm() {
-    let mut fair = lines(3);
+    let mut fair = lines(4);
     (0..1000).for_each(|n| fair.push(n, A, n));
     // One user alone leaves workers free,
-    assert_eq!(take(&mut fair, 4), [(A, 0), (A, 1), (A, 2)]);
+    assert_eq!(take(&mut fair, 9), [(A, 0), (A, 1), (A, 2), (A, 3)]);
     // which another takes at once,
     fair.push(5000, B, 5000);
     assert_eq!(take(&mut fair, 1), [(B, 5000)]);
