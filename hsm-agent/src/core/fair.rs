@@ -11,7 +11,7 @@
 //! first takes it out of all lines, and it counts as his while it runs.
 //!
 //! Invariants (see the tests): a task is given out exactly once; nothing is kept of users who have nothing
-//! queued and nothing running; if [`Fair::next`] gives nothing out, every user who queues has a recall running.
+//! queued and nothing running; if [`Fair::take`] gives nothing out, every user who queues has a recall running.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -131,7 +131,7 @@ impl<K: Hash + Eq + Clone, T> Fair<K, T> {
     }
 
     /// The next task for a worker that is free, and on whose account it runs until [`Self::done`].
-    pub fn next(&mut self) -> Option<(Owner, T)> {
+    pub fn take(&mut self) -> Option<(Owner, T)> {
         // Lines that have reached their limit are few: each has that many running.
         let may_run = |rank: &&Rank| self.may_run(rank.3, rank.1);
         let owner = self.ready.iter().find(may_run)?.3;

@@ -86,7 +86,7 @@ impl Workers {
     fn next(&self) -> (Owner, Task) {
         let mut lines = self.lines();
         loop {
-            if let Some(next) = lines.next() {
+            if let Some(next) = lines.take() {
                 return next;
             }
             lines = self.wake.wait(lines).unwrap_or_else(PoisonError::into_inner);

@@ -14,7 +14,7 @@ fn lines(per_user: usize) -> Fair<u32, u32> {
 
 /// Takes until nothing may start any more, with at most `workers` running; the owners in order.
 fn take(fair: &mut Fair<u32, u32>, workers: usize) -> Vec<(Owner, u32)> {
-    std::iter::from_fn(|| fair.next()).take(workers).collect()
+    std::iter::from_fn(|| fair.take()).take(workers).collect()
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn among_equals_turns_go_round() {
         fair.push(n as u32, owner, n as u32);
     }
     let mut order = Vec::new();
-    while let Some((owner, _)) = fair.next() {
+    while let Some((owner, _)) = fair.take() {
         order.push(owner);
         fair.done(owner);
     }
@@ -55,13 +55,13 @@ fn whoever_asks_as_well_lifts_it_to_his_place() {
     fair.join(&99, B);
     fair.join(&99, B);
     fair.join(&12345, B);
-    assert_eq!(fair.next(), Some((A, 0)));
+    assert_eq!(fair.take(), Some((A, 0)));
     // B has nothing running: his turn, and it is A's last one.
-    assert_eq!(fair.next(), Some((B, 99)));
+    assert_eq!(fair.take(), Some((B, 99)));
     fair.done(A);
     fair.done(B);
     let rest = std::iter::from_fn(|| {
-        let next = fair.next()?;
+        let next = fair.take()?;
         fair.done(next.0);
         Some(next.1)
     });
@@ -146,7 +146,7 @@ proptest! {
                     let waiting: HashSet<Owner> = queued.values().flatten().copied().collect();
                     let users = waiting.iter().filter(|o| **o != Owner::Bulk);
                     let least = users.clone().map(&of).min();
-                    match fair.next() {
+                    match fair.take() {
                         Some((owner, task)) => {
                             prop_assert!(given.insert(task), "given out twice");
                             let askers = queued.remove(&task).expect("was queued");
@@ -176,7 +176,7 @@ proptest! {
         // With time everything is done, and nothing is kept.
         while !queued.is_empty() || !running.is_empty() {
             running.drain(..).for_each(|owner| fair.done(owner));
-            while let Some((owner, task)) = fair.next() {
+            while let Some((owner, task)) = fair.take() {
                 prop_assert!(given.insert(task), "given out twice");
                 queued.remove(&task);
                 running.push(owner);
