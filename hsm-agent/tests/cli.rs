@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use hsm_agent::control::server::{ControlSocket, ServerOptions, serve};
 use hsm_agent::control::{
-    AgentApi, ApiError, ApiErrorKind, FileReport, JobEvent, JobRequest, Outcome, Peer, Reason,
-    StateEntry, Status, Waiter, WirePath,
+    AgentApi, ApiError, ApiErrorKind, FileReport, JobEvent, JobRequest, Outcome, Peer, Queue,
+    Reason, StateEntry, Status, UserQueue, Waiter, WirePath,
 };
 use hsm_agent::core::{DataVersion, ObjectId};
 use hsm_agent::marker::{
@@ -44,6 +44,11 @@ impl AgentApi for Fake {
             programs: Vec::new(),
             uptime_seconds: 61,
             engine_restarts: 0,
+            queue: Queue {
+                waiting: 3,
+                users: vec![UserQueue { uid: 7, waiting: 3, ..UserQueue::default() }],
+                ..Queue::default()
+            },
             pools: Vec::new(),
         }
     }

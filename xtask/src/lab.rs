@@ -70,7 +70,8 @@ impl Lab {
         Self::with_config(kind, dir, image_bytes, exe, |config| config.tier = Some(tier.into()))
     }
 
-    fn with_config(
+    /// As [`new`](Self::new), with a configuration that was changed before the agent starts.
+    pub(crate) fn with_config(
         kind: FsKind,
         dir: &Path,
         image_bytes: u64,

@@ -18,6 +18,7 @@ mod ebpf;
 mod kernel;
 mod lab;
 mod lint;
+mod overload;
 mod process;
 mod report;
 mod setup;
@@ -44,6 +45,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Measures archive, release and recall against cp
     Bench(bench::Options),
+    /// Blocks thousands of readers, recalls among a million offline files, storms
+    Overload(overload::Options),
     /// Builds the kernel programs, and hsm with them inside
     Build(ebpf::Options),
     /// Builds everything, tries the kernel programs on the running kernel, and tells what it lacks
@@ -75,6 +78,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::BuildProject(options) => build_project::run(&options),
         Task::Conformance(options) => conformance::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Overload(options) => overload::run(&options),
         Task::Build(options) => ebpf::run(&options),
         Task::BuildAndLoad(options) => build_and_load::run(&options),
         Task::Vm(options) => vm::run(&options),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::control::{PoolStatus, ProgramCount, Status};
+use crate::control::{PoolStatus, ProgramCount, Queue, Status, UserQueue};
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
@@ -43,7 +43,27 @@ fn print(out: &Output, status: &Status) -> std::io::Result<()> {
     for ProgramCount { name, count } in &status.programs {
         out.line(format!("kernel {name} {count}"))?;
     }
+    queue(&status.queue).into_iter().try_for_each(|line| out.line(line))?;
     status.pools.iter().try_for_each(|pool| print_pool(out, pool))
+}
+
+/// What waits for its turn; nothing while nothing does.
+fn queue(queue: &Queue) -> Vec<String> {
+    if queue.running == 0 && queue.waiting == 0 && queue.bulk_queued == 0 {
+        return Vec::new();
+    }
+    let Queue { running, most_running, most_running_per_user, .. } = queue;
+    let Queue { waiting, most_waiting, most_waiting_per_user, bulk_queued, .. } = queue;
+    let head = format!(
+        "queue  {running} of {most_running} recalls running ({most_running_per_user} per user), \
+         {waiting} of {most_waiting} readers waiting ({most_waiting_per_user} per user), \
+         {bulk_queued} of jobs queued"
+    );
+    let user = |user: &UserQueue| {
+        let UserQueue { uid, running, queued, waiting } = user;
+        format!("       uid {uid}: {running} running, {queued} queued, {waiting} readers waiting")
+    };
+    std::iter::once(head).chain(queue.users.iter().map(user)).collect()
 }
 
 fn print_pool(out: &Output, pool: &PoolStatus) -> std::io::Result<()> {
@@ -91,7 +111,7 @@ fn counters(pool: &PoolStatus) -> Vec<(&'static str, String)> {
         format!("{}, {}", output::count(files, "file", "files"), output::size(bytes))
     };
     let mut lines = vec![
-        ("events", format!("{}, {} denied", c.events, c.denials)),
+        ("events", format!("{}, {} denied ({} by limits)", c.events, c.denials, c.refused)),
         (
             "recalls",
             format!(

@@ -86,6 +86,10 @@ fn limits(config: &Config, key: &str) -> Shown {
     Shown::Is(match key {
         "recall_memory" => string(&units::size(limits.recall_memory)),
         "recall_parallel" => limits.recall_parallel.to_string(),
+        "recalls" => limits.recalls.to_string(),
+        "recalls_per_user" => limits.recalls_per_user.to_string(),
+        "waiting" => limits.waiting.to_string(),
+        "waiting_per_user" => limits.waiting_per_user.to_string(),
         "bulk_jobs" => limits.bulk_jobs.to_string(),
         "recall_deadline" => string(&units::duration(limits.recall_deadline)),
         "release_batch" => limits.release_batch.to_string(),

@@ -85,6 +85,10 @@ fn every_key_is_taken_over() {
         [limits]
         recall_memory = "64MiB"
         recall_parallel = 8
+        recalls = 20
+        recalls_per_user = 10
+        waiting = 1000
+        waiting_per_user = 100
         bulk_jobs = 3
         recall_deadline = "90s"
         release_batch = 10
@@ -129,6 +133,10 @@ fn every_key_is_taken_over() {
     let limits = Limits {
         recall_memory: ByteSize::mib(64),
         recall_parallel: 8,
+        recalls: 20,
+        recalls_per_user: 10,
+        waiting: 1000,
+        waiting_per_user: 100,
         bulk_jobs: 3,
         recall_deadline: Duration::from_secs(90),
         release_batch: 10,
@@ -225,6 +233,7 @@ fn a_value_of_the_wrong_form_says_the_right_one() {
 #[test]
 fn a_value_out_of_range_is_refused() {
     assert_says("[limits]\nbulk_jobs = 0\n", &["hsm.toml:2", "bulk_jobs", "1 to 256"]);
+    assert_says("[limits]\nwaiting = 1000000\n", &["limits.waiting", "1 to 262144"]);
     assert_says("[limits]\nrecall_parallel = 1000\n", &["recall_parallel", "1 to 256"]);
     assert_says("[limits]\nrelease_batch = 0\n", &["release_batch", "1 to 65536"]);
     assert_says("[limits]\nrecall_memory = \"1000KiB\"\n", &["recall_memory", "1MiB"]);

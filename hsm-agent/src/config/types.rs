@@ -76,6 +76,14 @@ pub struct Limits {
     pub recall_memory: ByteSize,
     /// Chunks in flight per recall.
     pub recall_parallel: u32,
+    /// Recalls at once.
+    pub recalls: u32,
+    /// Of these, for users who have one running already.
+    pub recalls_per_user: u32,
+    /// Readers who wait at once.
+    pub waiting: u32,
+    /// Of these, of one user.
+    pub waiting_per_user: u32,
     /// Worker threads for archive, release and bulk recall.
     pub bulk_jobs: u32,
     /// After this the blocked reader gets an error.
@@ -90,6 +98,10 @@ impl Default for Limits {
         Self {
             recall_memory: ByteSize::mib(32),
             recall_parallel: 4,
+            recalls: 16,
+            recalls_per_user: 12,
+            waiting: 32_768,
+            waiting_per_user: 16_384,
             bulk_jobs: 2,
             recall_deadline: Duration::from_secs(5 * 60),
             release_batch: 1024,

@@ -19,6 +19,6 @@ pub mod types;
 
 pub use api::{AgentApi, ApiError, ApiErrorKind, Peer};
 pub use types::{
-    FileReport, JobEvent, JobRequest, Op, Outcome, PathError, PoolStatus, ProgramCount, Reason,
-    StateEntry, StateReport, Status, Summary, Waiter, WirePath,
+    FileReport, JobEvent, JobRequest, Op, Outcome, PathError, PoolStatus, ProgramCount, Queue,
+    Reason, StateEntry, StateReport, Status, Summary, UserQueue, Waiter, WirePath,
 };

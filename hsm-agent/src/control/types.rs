@@ -12,6 +12,6 @@ pub use job::{FileReport, JobEvent, JobRequest, Op, Outcome, Summary};
 pub use path::WirePath;
 pub use reason::Reason;
 pub use status::{
-    Latency, PathError, PoolCounters, PoolStatus, ProgramCount, StateCount, StateEntry,
-    StateReport, Status, StoreStatus, Waiter,
+    Latency, PathError, PoolCounters, PoolStatus, ProgramCount, Queue, StateCount, StateEntry,
+    StateReport, Status, StoreStatus, UserQueue, Waiter,
 };

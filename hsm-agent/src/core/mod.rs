@@ -1,10 +1,12 @@
 //! Names and rules that everything else shares. No IO.
 
+mod fair;
 mod inflight;
 mod key;
 mod subtrees;
 mod types;
 
+pub use fair::{Fair, Line, Owner, Share};
 pub use inflight::{Access, Effect, Event, Inflight, Job, Look, Recalled, Ticket, Want};
 pub use key::FileKey;
 pub use subtrees::{Subtrees, is_plain};

@@ -11,11 +11,14 @@ use globset::GlobSet;
 use tokio::sync::mpsc::Sender;
 use tokio_util::sync::CancellationToken;
 
+use super::crowd::Crowd;
 use super::jobs::{self, Job};
 use super::outcome::Candidate;
 use super::pool::Pool;
 use super::programs::Programs;
+use super::queue;
 use super::waiters::Who;
+use super::work::Workers;
 use crate::control::types::{
     JobEvent, JobRequest, PathError, PoolStatus, Reason, StateCount, StateEntry, StateReport,
     Status, StoreStatus, Waiter, WirePath,
@@ -31,6 +34,8 @@ use crate::sys::process;
 #[derive(Debug)]
 pub(super) struct Api {
     pub(super) pools: Vec<Arc<Pool>>,
+    pub(super) workers: Arc<Workers>,
+    pub(super) crowd: Arc<Crowd>,
     pub(super) programs: Programs,
     pub(super) started: Instant,
     pub(super) default_jobs: usize,
@@ -52,6 +57,7 @@ impl AgentApi for Api {
             programs: self.programs.counts(),
             uptime_seconds: self.started.elapsed().as_secs(),
             engine_restarts: restarts(),
+            queue: queue::report(&self.workers, &self.crowd),
             pools,
         }
     }

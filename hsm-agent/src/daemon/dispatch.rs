@@ -10,9 +10,8 @@ use super::canary;
 use super::metrics::add;
 use super::pool::{FileRef, Pool};
 use super::waiters::{Waiting, Who};
-use super::work::Priority;
 use crate::config::RecallMode;
-use crate::core::{Access, Effect, Event, Job, Look, Recalled, Ticket, Want};
+use crate::core::{Access, Effect, Event, Job, Look, Owner, Recalled, Ticket, Want};
 use crate::failpoint::{Point, reach};
 use crate::holder::protocol::EventFrame;
 use crate::intercept::Tier;
@@ -40,13 +39,35 @@ impl Pool {
             self.answer_kernel(&frame, Verdict::Deny(canary::ERRNO));
             return;
         }
-        let file = FileRef { key, event: Some(Arc::clone(&fd)) };
+        let file = FileRef { key, event: Some(Arc::clone(&fd)), pid: Some(frame.pid) };
         let Some(want) = self.want(&frame, &fd, &file) else {
             self.answer_kernel(&frame, Verdict::Allow);
             return;
         };
         let ticket = self.waiters.add(Who::Kernel(frame, fd), file.clone());
         self.apply(&file, Event::Access(Access { ticket, want }));
+        self.line_up(ticket, &file, frame.pid);
+    }
+
+    /// Whoever was not answered at once waits under his user's name from now on, and lifts the recall to his
+    /// place in the queue; or there is no room for more of his. The user decides about order only, never
+    /// about access: a process that has ended since, whose number somebody else may have by now, is one who
+    /// does not wait any more.
+    fn line_up(self: &Arc<Self>, ticket: Ticket, file: &FileRef, pid: i32) {
+        if !self.waiters.has(ticket) {
+            return;
+        }
+        let uid = user_of(pid);
+        match self.crowd.enter(uid) {
+            Some(place) => self.waiters.settle_in(ticket, place),
+            None => {
+                tracing::debug!(uid, pid, "too many readers wait; denied");
+                add(&self.metrics.refused, 1);
+                self.abandon(ticket, libc::EAGAIN);
+                return;
+            }
+        }
+        self.workers.join(&(self.number, file.key.clone()), Owner::User(uid));
     }
 
     /// What this access needs. `None`: nothing yet; its content accesses will be asked about.
@@ -213,14 +234,11 @@ impl Pool {
     }
 
     fn start_recall(self: &Arc<Self>, file: &FileRef, want: Want) {
-        let priority = match file.event {
-            Some(_) => Priority::Reader,
-            // A reader may have come while the file was being released.
-            None if self.waiters.has_blocked(&file.key) => Priority::Reader,
-            None => Priority::Bulk,
-        };
+        // A reader may have come while the file was being released.
+        let pid = file.pid.or_else(|| self.waiters.first_blocked(&file.key));
+        let owner = pid.map_or(Owner::Bulk, |pid| Owner::User(user_of(pid)));
         let (pool, file) = (Arc::clone(self), file.clone());
-        self.workers.submit(priority, move || {
+        self.workers.submit((self.number, file.key.clone()), owner, move || {
             let job = Recall { file, want };
             pool.run_recall(&job);
         });
@@ -340,6 +358,12 @@ impl Pool {
                 .unwrap_or_else(|_| Path::new("(unknown)").into()),
         }
     }
+}
+
+/// The user of a process that waits. Of one that cannot be looked at (in another pid namespace, or gone),
+/// root.
+fn user_of(pid: i32) -> u32 {
+    process::uid(pid).unwrap_or(0)
 }
 
 /// Whether nobody has the file open for writing now.

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
 use super::canary;
+use super::crowd::{Crowd, Room};
 use super::link::{Incoming, Link};
 use super::lock::{AgentLock, LockError};
 use super::metrics::Metrics;
@@ -21,9 +22,9 @@ use super::waiters::Waiters;
 use super::work::Workers;
 use super::{recover, sentinel};
 use crate::catalog::{Catalog, CatalogError};
-use crate::config::{Config, ConfigError, PoolConfig};
+use crate::config::{Config, ConfigError, Limits, PoolConfig};
 use crate::control::server::{BindError, ControlSocket, ServerOptions, serve};
-use crate::core::Inflight;
+use crate::core::{Inflight, Share};
 use crate::failpoint::{Point, reach};
 use crate::holder::protocol::EventFrame;
 use crate::intercept::{Able, Interceptor, LsmFilter, Tier, UserFilter, choose};
@@ -37,8 +38,6 @@ use crate::sys::{process, signal};
 /// Threads that take events from the holder. Each only looks at a marker; more than one, because
 /// reading it may wait for the disk.
 const EVENT_THREADS: usize = 4;
-/// Recalls in work at once. They mostly wait for the store.
-const RECALL_THREADS: usize = 16;
 /// A recall that notices its deadline itself gives the better error: it gets a moment for that.
 const DEADLINE_SLACK: Duration = Duration::from_secs(2);
 /// A stopping engine lets recalls in work finish for so long, then denies who still waits.
@@ -115,7 +114,7 @@ pub fn run_engine(
     // own. Blocked before any thread exists, so in all of them. (And nothing else: the holder blocks
     // the signals that stop it, and a child inherits that.)
     signal::block_only(&[libc::SIGIO, signal::lease_break_signal()]).map_err(system("signals"))?;
-    process::raise_descriptor_limit();
+    let descriptors = process::raise_descriptor_limit();
     let link = Arc::new(Link::from_holder().map_err(system("no holder"))?);
     let config = Config::load(config)?;
     start_log(&config).map_err(system("no log"))?;
@@ -124,7 +123,7 @@ pub fn run_engine(
         .enable_all()
         .build()
         .map_err(system("no runtime"))?;
-    let engine = Engine::start(&config, &link, runtime.handle())?;
+    let engine = Engine::start(&config, &link, runtime.handle(), descriptors)?;
     let result = runtime.block_on(engine.serve(&config));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -132,6 +131,8 @@ pub fn run_engine(
 
 struct Engine {
     pools: Vec<Arc<Pool>>,
+    workers: Arc<Workers>,
+    crowd: Arc<Crowd>,
     programs: Programs,
     link: Arc<Link>,
     stopping: Arc<AtomicBool>,
@@ -145,6 +146,7 @@ impl Engine {
         config: &Config,
         link: &Arc<Link>,
         runtime: &tokio::runtime::Handle,
+        descriptors: u64,
     ) -> Result<Self, EngineError> {
         std::fs::create_dir_all(&config.agent.state_dir)
             .map_err(system(format!("{}", config.agent.state_dir.display())))?;
@@ -152,8 +154,12 @@ impl Engine {
         let shared = Shared {
             breaks: BreakWatch::start().map_err(system("no watch on leases"))?,
             budget: Arc::new(Budget::new(config.limits.recall_memory.as_u64())),
-            workers: Workers::start(RECALL_THREADS, config.limits.bulk_jobs as usize * 2)
-                .map_err(system("no threads"))?,
+            workers: start_workers(&config.limits).map_err(system("no threads"))?,
+            crowd: Crowd::new(Room::new(
+                config.limits.waiting,
+                config.limits.waiting_per_user,
+                descriptors,
+            )),
             stopping: Arc::new(AtomicBool::new(false)),
             runtime: runtime.clone(),
         };
@@ -177,6 +183,8 @@ impl Engine {
         }
         let engine = Self {
             pools,
+            workers: shared.workers,
+            crowd: shared.crowd,
             programs,
             link: Arc::clone(link),
             stopping: shared.stopping,
@@ -231,6 +239,8 @@ impl Engine {
         let stop = CancellationToken::new();
         let api = Arc::new(Api {
             pools: self.pools.clone(),
+            workers: Arc::clone(&self.workers),
+            crowd: Arc::clone(&self.crowd),
             programs: self.programs.clone(),
             started: Instant::now(),
             default_jobs: config.limits.bulk_jobs as usize,
@@ -336,6 +346,7 @@ fn take_events(
     runtime: &tokio::runtime::Handle,
     orphaned: &CancellationToken,
 ) {
+    process::pass_on_before_others();
     loop {
         match link.next() {
             Ok(Some(Incoming::Ping)) => prove_alive(link, pools, runtime),
@@ -399,6 +410,7 @@ struct Shared {
     breaks: BreakWatch,
     budget: Arc<Budget>,
     workers: Arc<Workers>,
+    crowd: Arc<Crowd>,
     stopping: Arc<AtomicBool>,
     runtime: tokio::runtime::Handle,
 }
@@ -501,6 +513,7 @@ impl Watched {
             catalog,
             inflight: Mutex::new(Inflight::default()),
             waiters: Waiters::default(),
+            crowd: Arc::clone(&shared.crowd),
             settler,
             budget: Arc::clone(&shared.budget),
             breaks: shared.breaks.clone(),
@@ -519,6 +532,13 @@ impl Watched {
         start_settler(&pool, queue)?;
         Ok(pool)
     }
+}
+
+/// Recalls mostly wait for the store, so there are more than processors.
+fn start_workers(limits: &Limits) -> io::Result<Arc<Workers>> {
+    let share =
+        Share { per_user: limits.recalls_per_user as usize, bulk: limits.bulk_jobs as usize * 2 };
+    Workers::start(limits.recalls as usize, share)
 }
 
 fn start_settler(pool: &Arc<Pool>, queue: mpsc::Receiver<settle::Work>) -> Result<(), EngineError> {

@@ -16,6 +16,8 @@ pub struct Metrics {
     pub events: AtomicU64,
     /// Accesses that were denied.
     pub denials: AtomicU64,
+    /// Of these, because too many readers waited.
+    pub refused: AtomicU64,
     /// Recalls that succeeded.
     pub recalls: AtomicU64,
     /// Recalls that failed.
@@ -76,6 +78,7 @@ impl Metrics {
         PoolCounters {
             events: get(&self.events),
             denials: get(&self.denials),
+            refused: get(&self.refused),
             recalls: get(&self.recalls),
             recalls_failed: get(&self.recalls_failed),
             in_flight,

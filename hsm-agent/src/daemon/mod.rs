@@ -11,6 +11,7 @@
 
 mod api;
 mod canary;
+mod crowd;
 pub mod dispatch;
 mod engine;
 mod failures;
@@ -22,6 +23,7 @@ mod mount;
 pub mod outcome;
 pub mod pool;
 mod programs;
+mod queue;
 mod recover;
 mod sentinel;
 mod waiters;

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{Mode, OFlags};
 
 use super::canary::Canary;
+use super::crowd::Crowd;
 use super::failures::Failures;
 use super::link::Link;
 use super::metrics::Metrics;
@@ -36,6 +37,8 @@ pub struct FileRef {
     pub key: FileKey,
     /// Descriptor of an event, read-only. It also reaches files that have no name any more.
     pub event: Option<Arc<OwnedFd>>,
+    /// The process whose event that is.
+    pub pid: Option<i32>,
 }
 
 /// One managed file system.
@@ -65,6 +68,8 @@ pub struct Pool {
     pub inflight: Mutex<Inflight<FileKey>>,
     /// Who waits.
     pub waiters: Waiters,
+    /// How many wait, in all pools.
+    pub crowd: Arc<Crowd>,
     /// Files that wait for their sync.
     pub settler: Settler,
     /// Memory for chunks, shared by all pools.

@@ -39,7 +39,7 @@ pub(super) fn intents(pool: &Arc<Pool>) -> Result<(), CatalogError> {
 }
 
 fn candidate(pool: &Pool, intent: &Intent) -> std::io::Result<Candidate> {
-    let file = FileRef { key: intent.what.key.clone(), event: None };
+    let file = FileRef { key: intent.what.key.clone(), event: None, pid: None };
     let path = handle::open(&pool.root, &file.key, OFlags::PATH)?;
     let stat = inode::stat(&path)?;
     let name = pool.name_of(path.as_fd());
@@ -150,7 +150,7 @@ fn one_open_file(pool: &Arc<Pool>, pid: &str, link: &Path) {
         pid, file = %name.display(),
         "a program has this offline file open since before the agent watched; recalling it. What it read so far may be zeros: start the agent before anything can open files"
     );
-    let _ = pool.recall_for_user(&FileRef { key, event: None });
+    let _ = pool.recall_for_user(&FileRef { key, event: None, pid: None });
 }
 
 /// Identity and name of the file, if it is one of this pool and offline.

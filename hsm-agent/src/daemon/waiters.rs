@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use super::crowd::Place;
 use super::pool::FileRef;
 use crate::core::{FileKey, Ticket};
 use crate::holder::protocol::EventFrame;
@@ -29,6 +30,8 @@ pub struct Waiting {
     pub file: FileRef,
     /// Since when.
     pub since: Instant,
+    /// His place in the crowd, once he has one.
+    place: Option<Arc<Place>>,
 }
 
 /// All who wait in one pool.
@@ -46,8 +49,20 @@ impl Waiters {
     /// Takes somebody in.
     pub fn add(&self, who: Who, file: FileRef) -> Ticket {
         let ticket = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.all().insert(ticket, Waiting { who, file, since: Instant::now() });
+        self.all().insert(ticket, Waiting { who, file, since: Instant::now(), place: None });
         ticket
+    }
+
+    /// Whether he still waits.
+    pub fn has(&self, ticket: Ticket) -> bool {
+        self.all().contains_key(&ticket)
+    }
+
+    /// Gives somebody his place; if he does not wait any more, it is free again.
+    pub fn settle_in(&self, ticket: Ticket, place: Place) {
+        if let Some(waiting) = self.all().get_mut(&ticket) {
+            waiting.place = Some(Arc::new(place));
+        }
     }
 
     /// Looks somebody up.
@@ -73,10 +88,14 @@ impl Waiters {
         old.map(|(t, w)| (*t, w.file.clone())).collect()
     }
 
-    /// Whether a process is blocked on this file. Looks at all who wait.
-    pub fn has_blocked(&self, key: &FileKey) -> bool {
-        let blocked = |w: &Waiting| matches!(w.who, Who::Kernel(..)) && w.file.key == *key;
-        self.all().values().any(blocked)
+    /// The process that has been blocked longest on this file. Looks at all who wait.
+    pub fn first_blocked(&self, key: &FileKey) -> Option<i32> {
+        let all = self.all();
+        let blocked = all.iter().filter_map(|(ticket, waiting)| match &waiting.who {
+            Who::Kernel(frame, _) if waiting.file.key == *key => Some((ticket, frame.pid)),
+            Who::Kernel(..) | Who::User(_) => None,
+        });
+        blocked.min_by_key(|(ticket, _)| **ticket).map(|(_, pid)| pid)
     }
 
     /// Everybody, longest waiting first.

@@ -1,34 +1,22 @@
-//! The recall workers: a fixed number of threads and two queues. A blocked reader always comes
-//! before bulk work.
+//! The recall workers: a fixed number of threads. Whose task one takes next is [`Fair`]'s to say.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Where a task goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Priority {
-    /// Somebody is blocked in the kernel.
-    Reader,
-    /// A user's job.
-    Bulk,
-}
+use crate::core::{Fair, FileKey, Line, Owner, Share};
+use crate::sys::process;
 
 type Task = Box<dyn FnOnce() + Send>;
 
-#[derive(Default)]
-struct Queues {
-    readers: VecDeque<Task>,
-    bulk: VecDeque<Task>,
-    bulk_running: usize,
-}
+/// What is recalled: the pool's number, and the file.
+pub(super) type Subject = (u32, FileKey);
 
 /// Threads that run tasks.
 pub struct Workers {
-    queues: Mutex<Queues>,
+    lines: Mutex<Fair<Subject, Task>>,
     wake: Condvar,
-    /// Workers that bulk tasks may occupy together: the others stay free for readers.
-    bulk_limit: usize,
+    threads: usize,
+    share: Share,
 }
 
 impl std::fmt::Debug for Workers {
@@ -38,10 +26,10 @@ impl std::fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// Starts `threads` workers, of which bulk tasks get at most `bulk_limit`.
-    pub fn start(threads: usize, bulk_limit: usize) -> io::Result<Arc<Self>> {
-        let queues = Mutex::default();
-        let workers = Arc::new(Self { queues, wake: Condvar::new(), bulk_limit });
+    /// Starts `threads` workers.
+    pub fn start(threads: usize, share: Share) -> io::Result<Arc<Self>> {
+        let lines = Mutex::new(Fair::new(share));
+        let workers = Arc::new(Self { lines, wake: Condvar::new(), threads, share });
         for n in 0..threads {
             let workers = Arc::clone(&workers);
             std::thread::Builder::new()
@@ -51,45 +39,57 @@ impl Workers {
         Ok(workers)
     }
 
+    fn lines(&self) -> MutexGuard<'_, Fair<Subject, Task>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Queues a task.
-    pub fn submit(&self, priority: Priority, task: impl FnOnce() + Send + 'static) {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        match priority {
-            Priority::Reader => queues.readers.push_back(Box::new(task)),
-            Priority::Bulk => queues.bulk.push_back(Box::new(task)),
-        }
-        drop(queues);
+    pub fn submit(&self, subject: Subject, owner: Owner, task: impl FnOnce() + Send + 'static) {
+        self.lines().push(subject, owner, Box::new(task));
         self.wake.notify_one();
     }
 
+    /// Somebody else wants this as well. See [`Fair::join`].
+    pub fn join(&self, subject: &Subject, owner: Owner) {
+        self.lines().join(subject, owner);
+        // A line may have become one that can be served.
+        self.wake.notify_one();
+    }
+
+    /// Recalls that may run at once: all, and how they are shared.
+    pub fn limits(&self) -> (usize, Share) {
+        (self.threads, self.share)
+    }
+
+    /// The lines now.
+    pub fn report(&self) -> Vec<Line> {
+        self.lines().lines()
+    }
+
     fn run_for_ever(&self) {
+        if let Err(error) = process::run_sooner() {
+            tracing::debug!(%error, "recalls get no better share of the processors");
+        }
         loop {
-            let (task, bulk) = self.next();
+            let (owner, task) = self.next();
             // A panic in one recall must not cost a worker. (The recall itself reports it as a
             // failure, so that its waiters are answered.)
             if std::panic::catch_unwind(std::panic::AssertUnwindSafe(task)).is_err() {
                 tracing::error!("a recall panicked");
             }
-            if bulk {
-                self.queues.lock().unwrap_or_else(PoisonError::into_inner).bulk_running -= 1;
-                self.wake.notify_one();
-            }
+            self.lines().done(owner);
+            // This worker looks again by itself; but more than one task may have become possible.
+            self.wake.notify_one();
         }
     }
 
-    fn next(&self) -> (Task, bool) {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+    fn next(&self) -> (Owner, Task) {
+        let mut lines = self.lines();
         loop {
-            if let Some(task) = queues.readers.pop_front() {
-                return (task, false);
+            if let Some(next) = lines.take() {
+                return next;
             }
-            if queues.bulk_running < self.bulk_limit
-                && let Some(task) = queues.bulk.pop_front()
-            {
-                queues.bulk_running += 1;
-                return (task, true);
-            }
-            queues = self.wake.wait(queues).unwrap_or_else(PoisonError::into_inner);
+            lines = self.wake.wait(lines).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -100,20 +100,25 @@ mod tests {
 
     use super::*;
 
+    fn subject(n: u32) -> Subject {
+        (n, FileKey { kind: 0, bytes: Box::default() })
+    }
+
     #[test]
     fn readers_come_before_bulk_and_a_panic_costs_no_worker() {
-        let workers = Workers::start(1, 1).unwrap();
+        let workers = Workers::start(1, Share { per_user: 1, bulk: 1 }).unwrap();
         let (gate, opened) = mpsc::channel::<()>();
         let (tell, order) = mpsc::channel();
-        workers.submit(Priority::Bulk, move || opened.recv().unwrap());
+        workers.submit(subject(9), Owner::Bulk, move || opened.recv().unwrap());
         for n in 0..3 {
             let tell = tell.clone();
-            workers.submit(Priority::Bulk, move || tell.send(("bulk", n)).unwrap());
+            workers.submit(subject(n), Owner::Bulk, move || tell.send(("bulk", n)).unwrap());
         }
-        workers.submit(Priority::Reader, || panic!("on purpose"));
-        workers.submit(Priority::Reader, move || tell.send(("reader", 0)).unwrap());
+        workers.submit(subject(4), Owner::User(1), || panic!("on purpose"));
+        workers.submit(subject(5), Owner::User(1), move || tell.send(("reader", 0)).unwrap());
+        workers.join(&subject(2), Owner::User(1));
         gate.send(()).unwrap();
         let got: Vec<_> = order.iter().collect();
-        assert_eq!(got, [("reader", 0), ("bulk", 0), ("bulk", 1), ("bulk", 2)]);
+        assert_eq!(got, [("reader", 0), ("bulk", 2), ("bulk", 0), ("bulk", 1)]);
     }
 }

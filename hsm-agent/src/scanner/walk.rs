@@ -102,7 +102,7 @@ impl Walker<'_> {
         if !self.finds(path) {
             return Ok(Named::Outside);
         }
-        let file = FileRef { key: handle::of_fd(&fd)?, event: None };
+        let file = FileRef { key: handle::of_fd(&fd)?, event: None, pid: None };
         Ok(Named::File(Candidate { file, path: fd, name: path.into(), stat, named: true }))
     }
 
@@ -218,7 +218,7 @@ fn candidate(directory: BorrowedFd<'_>, name: &[u8], path: &Path) -> io::Result<
         Err(e) => return Err(e.into()),
     };
     let stat = inode::stat(&fd)?;
-    let file = FileRef { key: handle::of_fd(&fd)?, event: None };
+    let file = FileRef { key: handle::of_fd(&fd)?, event: None, pid: None };
     Ok(Some(Candidate { file, path: fd, name: path.into(), stat, named: false }))
 }
 

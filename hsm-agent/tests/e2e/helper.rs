@@ -12,6 +12,7 @@
 //! | `copy-range FILE COPY`, `clone FILE COPY` | copies it inside the kernel |
 //! | `seek-data FILE` | says where the first data and the first hole are |
 //! | `truncate FILE LENGTH` | cuts it by its path |
+//! | `readers UID THREADS FILES` | many readers, see [`hsm_lab::readers`] |
 //! | `open-loop DIR COUNT BYTES MILLISECONDS SEED` | opens and compares files at random |
 //!
 //! The first two go on until their standard input ends; [`Holder`] is the other side of that.
@@ -43,6 +44,11 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
 }
 
 fn dispatch(args: &[OsString]) -> Result<()> {
+    if let [mode, rest @ ..] = args
+        && mode == "readers"
+    {
+        return hsm_lab::readers::run(rest);
+    }
     let [mode, path, rest @ ..] = args else { bail!("--helper MODE FILE ...") };
     let path = Path::new(path);
     match mode.to_str() {

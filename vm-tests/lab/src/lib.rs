@@ -7,6 +7,8 @@
 //!   agent      `hsm agent` on it, watched, killable, measured
 //!   hsm        the command line, its JSON read back
 //!   run        any other program, with a time limit
+//!   readers    many readers of any user
+//!   s3         an S3 server that can stall
 //!   content    what the bytes must be
 //!   tier       which tier all of this is about
 //!   pace       how patient all of this is
@@ -23,7 +25,9 @@ pub mod content;
 pub mod hsm;
 pub mod loopfs;
 pub mod pace;
+pub mod readers;
 pub mod run;
+pub mod s3;
 pub mod sandbox;
 pub mod stats;
 pub mod tier;

@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::Findings;
 use crate::config::{AgentConfig, Limits};
+use crate::holder::MAX_WAITING;
 
 /// `sun_path` of a Unix socket address has 108 bytes, one of them for the final NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -33,6 +34,14 @@ pub(super) fn check_limits(limits: &Limits, findings: &mut Findings<'_>) {
         findings.error("limits.recall_memory", "too small for a single chunk", hint);
     }
     findings.within("limits.recall_parallel", limits.recall_parallel.into(), 1..=256);
+    findings.within("limits.recalls", limits.recalls.into(), 1..=256);
+    findings.within("limits.recalls_per_user", limits.recalls_per_user.into(), 1..=256);
+    findings.within("limits.waiting", limits.waiting.into(), 1..=MAX_WAITING);
+    findings.within("limits.waiting_per_user", limits.waiting_per_user.into(), 1..=MAX_WAITING);
+    if limits.recalls_per_user >= limits.recalls && limits.recalls > 1 {
+        let hint = "below limits.recalls it leaves workers free for other users";
+        findings.warning("limits.recalls_per_user", "one user can occupy all recalls", hint);
+    }
     findings.within("limits.bulk_jobs", limits.bulk_jobs.into(), 1..=256);
     findings.within("limits.release_batch", limits.release_batch.into(), 1..=65_536);
     if limits.recall_deadline < Duration::from_secs(1) {

@@ -33,6 +33,10 @@ fn sample_status() -> Status {
         programs: Vec::new(),
         uptime_seconds: 5,
         engine_restarts: 0,
+        queue: Queue {
+            users: vec![UserQueue { uid: 7, ..UserQueue::default() }],
+            ..Queue::default()
+        },
         pools: vec![PoolStatus {
             name: "media".into(),
             mount: "/srv".into(),
@@ -385,6 +389,7 @@ async fn others_than_root_may_only_what_owners_may() {
     let (status, body) = as_user(1000, "GET", "/v1/status", "").await;
     assert_eq!(status, StatusCode::OK);
     assert!(!body.contains("s3 x") && body.contains("media"), "{body}");
+    assert!(body.contains("\"users\":[]"), "{body}");
 }
 
 #[tokio::test]

@@ -25,21 +25,59 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Times that the holder started the engine again.
     pub engine_restarts: u64,
+    /// Who waits for recalls, and how many may.
+    #[serde(default)]
+    pub queue: Queue,
     /// Every managed file system.
     pub pools: Vec<PoolStatus>,
 }
 
 impl Status {
-    /// What everybody may know: no process ids, no places of stores.
+    /// What everybody may know: no process ids, no places of stores, no users.
     pub fn reduced(mut self) -> Self {
         self.engine_pid = None;
         self.holder_pid = None;
+        self.queue.users.clear();
         for pool in &mut self.pools {
             pool.store.description = None;
             pool.store.error = None;
         }
         self
     }
+}
+
+/// The recalls of all pools, and who waits for them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queue {
+    /// Recalls that run.
+    pub running: u64,
+    /// `limits.recalls`.
+    pub most_running: u64,
+    /// `limits.recalls_per_user`.
+    pub most_running_per_user: u64,
+    /// Readers who wait.
+    pub waiting: u64,
+    /// `limits.waiting`, as far as there are descriptors.
+    pub most_waiting: u64,
+    /// `limits.waiting_per_user`, as far as there are descriptors.
+    pub most_waiting_per_user: u64,
+    /// Recalls of jobs that are queued.
+    pub bulk_queued: u64,
+    /// Every user with something in it, by number. Empty for callers who are not root.
+    pub users: Vec<UserQueue>,
+}
+
+/// One user's part of the [`Queue`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserQueue {
+    /// The user.
+    pub uid: u32,
+    /// Recalls that were begun on his account.
+    pub running: u64,
+    /// Recalls that wait for their turn. One that several users asked for counts for each.
+    pub queued: u64,
+    /// Blocked readers.
+    pub waiting: u64,
 }
 
 /// One counter of the kernel programs.
@@ -106,6 +144,9 @@ pub struct PoolCounters {
     pub events: u64,
     /// Events answered with an error.
     pub denials: u64,
+    /// Of these, because too many readers waited (`limits.waiting`, `limits.waiting_per_user`).
+    #[serde(default)]
+    pub refused: u64,
     /// Recalls that brought a file or range back.
     pub recalls: u64,
     /// Recalls that failed.

@@ -14,6 +14,7 @@ mod modifying;
 mod mounts;
 mod nfs;
 mod operating;
+mod overload;
 mod processes;
 mod programs;
 mod reading;
@@ -79,6 +80,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("subvolumes", subvolumes::CASES),
         ("subtrees", subtrees::CASES),
         ("operating", operating::CASES),
+        ("overload", overload::CASES),
         ("regressions", regressions::CASES),
     ];
     lists.into_iter().flat_map(|(subject, cases)| cases.iter().map(move |case| (subject, *case)))

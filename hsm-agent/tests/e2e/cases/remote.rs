@@ -1,14 +1,11 @@
 //! A store behind a network: an S3 server that comes and goes.
 
-use std::fs;
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use hsm_lab::patience;
+use hsm_lab::s3::S3Server;
 use rustix::io::Errno;
 
 use super::cases;
@@ -22,78 +19,19 @@ cases! {
     a_store_that_comes_back_in_time_is_no_error,
 }
 
-/// `s3s-fs` on the loopback interface, with one bucket.
-struct Server {
-    dir: PathBuf,
-    port: u16,
-    process: Option<Child>,
-}
-
-impl Server {
-    /// Starts it and lets the pool use it, with these options for the store.
-    fn new(pool: &mut Pool, options: &[&str]) -> Result<Self> {
-        let dir = pool.outside("s3");
-        fs::create_dir_all(dir.join("root/bucket"))?;
-        fs::write(dir.join("key"), "e2e-key")?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let mut server = Self { dir, port, process: None };
-        server.start()?;
-        let key = format!("{:?}", server.dir.join("key").display().to_string());
-        let mut store = vec![
-            "kind = \"s3\"".to_owned(),
-            format!("endpoint = \"http://127.0.0.1:{port}\""),
-            "bucket = \"bucket\"\nallow_http = true".to_owned(),
-            format!("access_key_file = {key}\nsecret_key_file = {key}"),
-        ];
-        store.extend(options.iter().map(|&line| line.to_owned()));
-        pool.stop()?;
-        pool.config.other_store = Some(store);
-        pool.start()?;
-        Ok(server)
-    }
-
-    fn start(&mut self) -> Result<()> {
-        let mut command = Command::new(program()?);
-        command.args(["--host", "127.0.0.1", "--port", &self.port.to_string()]);
-        command.args(["--access-key", "e2e-key", "--secret-key", "e2e-key"]);
-        command.arg(self.dir.join("root")).env("RUST_LOG", "error").stdout(Stdio::null());
-        let process = self.process.insert(command.spawn()?);
-        let end = Instant::now() + patience(Duration::from_secs(20));
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            ensure!(process.try_wait()?.is_none(), "the S3 server ended");
-            ensure!(Instant::now() < end, "the S3 server does not listen");
-            thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            drop(process.kill());
-            drop(process.wait());
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// Where `cargo xtask setup` puts it. A missing one fails the case.
-fn program() -> Result<PathBuf> {
-    let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None => Path::new(&std::env::var_os("HOME").context("no HOME")?).join(".cache"),
-    };
-    let path = cache.join("hsm-dev/tools/bin/s3s-fs");
-    ensure!(path.is_file(), "{} is missing; run: cargo xtask setup", path.display());
-    Ok(path)
+/// An S3 server that the pool uses from now on, with these options for the store.
+pub(super) fn server(pool: &mut Pool, options: &[&str]) -> Result<S3Server> {
+    let server = S3Server::new(&pool.outside("s3"))?;
+    let mut store = server.store_lines();
+    store.extend(options.iter().map(|&line| line.to_owned()));
+    pool.stop()?;
+    pool.config.other_store = Some(store);
+    pool.start()?;
+    Ok(server)
 }
 
 fn s3_stores_return_identical_bytes(pool: &mut Pool) -> Result<()> {
-    let _server = Server::new(pool, &[])?;
+    let _server = server(pool, &[])?;
     for size in [1, 4096, 3 * MIB + 17, 40 * MIB] {
         pool.offline_file(format!("f{size}"), size)?.check()?;
     }
@@ -103,7 +41,7 @@ fn s3_stores_return_identical_bytes(pool: &mut Pool) -> Result<()> {
 
 fn an_unreachable_store_is_an_error_and_loses_nothing(pool: &mut Pool) -> Result<()> {
     pool.config.limits.push("recall_deadline = \"5s\"".into());
-    let mut server = Server::new(pool, &["deadline = \"2s\"", "retries = 2"])?;
+    let mut server = server(pool, &["deadline = \"2s\"", "retries = 2"])?;
     let file = pool.offline_file("file", MIB)?;
     server.stop();
     let begin = Instant::now();
@@ -124,7 +62,7 @@ fn an_unreachable_store_is_an_error_and_loses_nothing(pool: &mut Pool) -> Result
 }
 
 fn a_store_that_comes_back_in_time_is_no_error(pool: &mut Pool) -> Result<()> {
-    let mut server = Server::new(pool, &["deadline = \"60s\"", "retries = 20"])?;
+    let mut server = server(pool, &["deadline = \"60s\"", "retries = 20"])?;
     let files: Vec<_> = (0..3).map(|i| pool.offline_file(format!("f{i}"), MIB)).collect();
     let files: Vec<Sample> = files.into_iter().collect::<Result<_>>()?;
     server.stop();
