@@ -346,7 +346,6 @@ fn take_events(
     runtime: &tokio::runtime::Handle,
     orphaned: &CancellationToken,
 ) {
-    process::pass_on_before_others();
     loop {
         match link.next() {
             Ok(Some(Incoming::Ping)) => prove_alive(link, pools, runtime),

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::core::{Fair, FileKey, Line, Owner, Share};
-use crate::sys::process;
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -67,9 +66,6 @@ impl Workers {
     }
 
     fn run_for_ever(&self) {
-        if let Err(error) = process::run_sooner() {
-            tracing::debug!(%error, "recalls get no better share of the processors");
-        }
         loop {
             let (owner, task) = self.next();
             // A panic in one recall must not cost a worker. (The recall itself reports it as a

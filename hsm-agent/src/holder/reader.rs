@@ -17,7 +17,6 @@ use super::protocol::EventFrame;
 use super::shared::Shared;
 use crate::failpoint::{Point, reach};
 use crate::sys::fanotify::{EVENT_BUFFER, Event, EventMask, Group, Verdict, events, take_event_fd};
-use crate::sys::process;
 
 /// Readers per group to begin with.
 const READERS: usize = 4;
@@ -77,7 +76,6 @@ impl Readers {
     }
 
     fn read_for_ever(&self) {
-        process::pass_on_before_others();
         let mut buf = [0u8; EVENT_BUFFER];
         loop {
             let turn = self.shared.turns.begin();

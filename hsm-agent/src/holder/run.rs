@@ -14,14 +14,13 @@ use rustix::time::Timespec;
 use super::end::{Ending, Numbers};
 use super::engine::Engine;
 use super::keep;
-use super::pending::Unanswered;
 use super::protocol::{ToEngine, ToHolder};
 use super::shared::Shared;
 use super::watchdog::{Look, Watchdog};
 use super::{reader, requests};
 use crate::failpoint::{Point, reach};
-use crate::sys::fanotify::{Class, Group, GroupOptions, Verdict};
-use crate::sys::process::{self, raise_descriptor_limit};
+use crate::sys::fanotify::{Class, Group, GroupOptions};
+use crate::sys::process::raise_descriptor_limit;
 use crate::sys::signal::SignalFd;
 
 /// How long a stopping engine may take to answer what waits before it is killed.
@@ -34,12 +33,6 @@ const NO_ENGINE_LIMIT: Duration = Duration::from_secs(60);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Descriptors that are not for waiting accesses.
 const SPARE_DESCRIPTORS: u64 = 64;
-/// So many waiting accesses that waking them all costs more than a short pause.
-const CROWD: usize = 128;
-/// The pause before a burst of answers, for each of them: about what waking one and letting it look takes.
-const PER_WAITER: Duration = Duration::from_micros(3);
-/// And at most.
-const LONGEST_PAUSE: Duration = Duration::from_millis(30);
 /// Most accesses that may wait at once, whatever the descriptor limit is.
 pub const MAX_WAITING: u64 = 262_144;
 
@@ -79,7 +72,6 @@ pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
         watchdog: Watchdog::from_environment(),
         kept,
     };
-    process::pass_on_before_others();
     let code = holder.main_loop(&signals)?;
     holder.leave();
     Ok(code)
@@ -157,28 +149,8 @@ impl Holder<'_> {
         Ok(())
     }
 
-    /// An answer makes the kernel wake everybody who waits in the group, to look whether it was his. Where
-    /// many wait, that is what an answer costs; so then answers are given in bursts: in the second of two
-    /// that follow each other most are still awake.
     fn engine_messages(&mut self) {
-        let mut answers = self.take_messages();
-        let pause = burst_pause(self.shared.pending().len());
-        if !answers.is_empty() && !pause.is_zero() {
-            std::thread::sleep(pause);
-            answers.extend(self.take_messages());
-        }
-        for (event, verdict) in answers {
-            reach(Point::HolderAnswering);
-            self.shared.answer(event, verdict);
-            reach(Point::HolderAnswered);
-        }
-        self.shared.send_pending();
-    }
-
-    /// Does what the engine asks for, and returns its answers.
-    fn take_messages(&mut self) -> Vec<(Unanswered, Verdict)> {
-        let mut answers = Vec::new();
-        let Some(engine) = self.shared.engine() else { return answers };
+        let Some(engine) = self.shared.engine() else { return };
         loop {
             let message = ToHolder::receive(&*engine);
             if matches!(message, Ok(Some(_))) {
@@ -188,7 +160,11 @@ impl Holder<'_> {
                 Ok(Some((ToHolder::Answer { id, verdict }, _))) => {
                     let event = self.shared.pending().remove(id);
                     match event {
-                        Some(event) => answers.push((event, verdict)),
+                        Some(event) => {
+                            reach(Point::HolderAnswering);
+                            self.shared.answer(event, verdict);
+                            reach(Point::HolderAnswered);
+                        }
                         None => tracing::warn!(id, "the engine answered an event that nobody has"),
                     }
                 }
@@ -222,7 +198,7 @@ impl Holder<'_> {
                 }
             }
         }
-        answers
+        self.shared.send_pending();
     }
 
     fn serve_programs(&self, directory: Option<OwnedFd>) -> io::Result<()> {
@@ -383,14 +359,6 @@ impl Holder<'_> {
     }
 }
 
-/// How long to wait for more answers while so many accesses wait. Below [`CROWD`] not at all.
-fn burst_pause(waiting: usize) -> Duration {
-    if waiting < CROWD {
-        return Duration::ZERO;
-    }
-    (PER_WAITER * u32::try_from(waiting).unwrap_or(u32::MAX)).min(LONGEST_PAUSE)
-}
-
 /// Tells the engine how it went.
 fn done(engine: &impl AsFd, result: &io::Result<()>) {
     let errno = result.as_ref().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
@@ -399,17 +367,5 @@ fn done(engine: &impl AsFd, result: &io::Result<()>) {
     }
     if let Err(error) = (ToEngine::Done { errno }).send(engine, None) {
         tracing::error!(%error, "the engine does not hear");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn few_who_wait_are_answered_at_once_and_many_soon() {
-        assert_eq!(burst_pause(CROWD - 1), Duration::ZERO);
-        assert_eq!(burst_pause(3000), Duration::from_millis(9));
-        assert_eq!(burst_pause(usize::MAX), LONGEST_PAUSE);
     }
 }

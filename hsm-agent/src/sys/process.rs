@@ -32,23 +32,6 @@ pub fn run_before_others() -> std::io::Result<()> {
     super::check(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
 }
 
-/// Threads that move data run before ordinary ones, but not before everything: they may take long.
-const NICE: i32 = -10;
-
-/// Gives the calling thread a better share of the processors than ordinary threads have. Needs CAP_SYS_NICE.
-pub fn run_sooner() -> std::io::Result<()> {
-    Ok(rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE)?)
-}
-
-/// [`run_before_others`] for the threads that pass events and answers on. An answer makes the kernel wake
-/// everybody who waits in the group, to look whether it was his; among thousands of these, an ordinary thread
-/// of ours would wait for its turn at every step of somebody's recall.
-pub fn pass_on_before_others() {
-    if let Err(error) = run_before_others() {
-        tracing::debug!(%error, "no real-time priority; recalls are slow while many readers wait");
-    }
-}
-
 /// Gives the kernel back what the allocator keeps of freed memory.
 #[expect(unsafe_code, reason = "a library call without a safe wrapper elsewhere")]
 pub fn give_back_memory() {
