@@ -17,6 +17,7 @@ use crate::marker::{self, Marker};
 use crate::object::{File, SuperBlock};
 use crate::passed::Passage;
 use crate::task::{self, Task};
+use crate::told;
 use crate::verdict::{Look, Verdict};
 use crate::wait::{Answer, EAGAIN, ask_until};
 
@@ -56,6 +57,7 @@ pub fn guard_open(context: LsmContext) -> i32 {
     }
     if file.is_silent() {
         count(Counter::DeniedSilent);
+        told::silent(inode);
         return -EAGAIN;
     }
     match mode {
@@ -74,6 +76,7 @@ fn guard(file: File, sb: SuperBlock) -> i32 {
         return 0;
     }
     count(Counter::DeniedUnwatched);
+    told::unwatched(file.inode());
     -EAGAIN
 }
 
@@ -94,6 +97,7 @@ fn is_unseen(file: File) -> bool {
 fn mark(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
     if !sb.is_content_watched() || !coverage::is_served() {
         count(Counter::DeniedUnwatched);
+        told::unwatched(file.inode());
         return -EAGAIN;
     }
     filter(file, sb, marker, look, is_unseen(file))

@@ -19,6 +19,7 @@ use crate::examine::examine;
 use crate::marker;
 use crate::object::File;
 use crate::passed;
+use crate::told;
 
 /// `int file_post_open(struct file *file, int mask)`.
 #[lsm(hook = "file_post_open", sleepable)]
@@ -35,6 +36,7 @@ pub fn guard_post_open(context: LsmContext) -> i32 {
     let result = suspect.verdict_of_an_open(file);
     if result != 0 {
         count(Counter::DeniedPostOpen);
+        told::marked_at_end(file.inode());
     }
     result
 }

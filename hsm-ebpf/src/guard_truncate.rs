@@ -20,6 +20,7 @@ use crate::examine::examine;
 use crate::marker;
 use crate::object::{Attributes, Dentry, Path};
 use crate::task;
+use crate::told;
 use crate::wait::{Answer, EAGAIN, ask};
 
 /// `ATTR_SIZE` of `<linux/fs.h>`.
@@ -64,6 +65,7 @@ pub fn guard_setattr(context: LsmContext) -> i32 {
     let result = suspect.verdict_of_a_cut(attributes.size());
     if result != 0 {
         count(Counter::TruncateDenied);
+        told::cut(inode);
     }
     if result == -EAGAIN {
         suspect.want();

@@ -10,6 +10,7 @@ use crate::coverage;
 use crate::marker::AttributeName;
 use crate::object::Dentry;
 use crate::task;
+use crate::told;
 
 /// Not permitted.
 const EPERM: i32 = 1;
@@ -39,5 +40,6 @@ fn change(dentry: Dentry, name: *const u8) -> i32 {
         return 0;
     }
     count(Counter::XattrDenied);
+    told::attribute(inode);
     -EPERM
 }

@@ -8,7 +8,7 @@
 //!
 //! One file per program; what they share is in [`object`] (kernel structures), [`task`] (who asks),
 //! [`marker`], [`verdict`], [`coverage`], [`examine`] (all of these), [`passed`] and [`asked`] (between
-//! the two programs of an open) and [`wait`] (asking the agent).
+//! the two programs of an open), [`wait`] (asking the agent) and [`told`] (its log).
 //!
 //! The invariant of every program: a pass needs a reason (verdict, absent marker, exemption, a
 //! watch that will be asked, the agent's word). Whatever fails on the way, refuses.
@@ -37,6 +37,7 @@ mod passed;
 mod settings;
 mod task;
 mod task_storage;
+mod told;
 mod verdict;
 mod wait;
 

@@ -10,6 +10,7 @@ use hsm_common::resident::Resident;
 
 use crate::asked::Asked;
 use crate::task_storage::TaskStorage;
+use crate::told::Told;
 
 /// Covered file systems.
 #[btf_map]
@@ -54,6 +55,10 @@ pub static RESIDENT: InodeStorage<Resident> = InodeStorage::new();
 /// What happened.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
+
+/// What of it was told of late. Not pinned: each set of programs minds its own.
+#[btf_map]
+pub static TOLD: PerCpuArray<Told, 1> = PerCpuArray::new();
 
 /// The last request's number. A map, not a global: it is kept when the programs are replaced.
 #[btf_map]

@@ -20,6 +20,7 @@ use crate::maps::{NUMBERS, REQUESTS, WAITS};
 use crate::object::{Inode, SuperBlock};
 use crate::settings::setting;
 use crate::task::{self, Task};
+use crate::told;
 
 /// Try again.
 pub const EAGAIN: i32 = 11;
@@ -79,12 +80,14 @@ pub fn ask(inode: Inode, sb: SuperBlock, kind: u32) -> Answer {
 pub fn ask_until(inode: Inode, sb: SuperBlock, kind: u32, any_watch: bool) -> Answer {
     if !is_served() {
         count(Counter::DeniedNoServer);
+        told::unserved(inode);
         return Answer::Nobody;
     }
     let Some(id) = next_number() else { return Answer::Nobody };
     let begin = Wait { verdict: 0, beat: 0 };
     if WAITS.insert(&id, &begin, u64::from(BPF_NOEXIST)).is_err() {
         count(Counter::DeniedFull);
+        told::full(inode);
         return Answer::Nobody;
     }
     let answer =
@@ -126,7 +129,12 @@ fn submit(id: u64, inode: Inode, sb: SuperBlock, kind: u32) -> bool {
         device: sb.device(),
     };
     let submitted = REQUESTS.output(&request, 0).is_ok();
-    count(if submitted { Counter::Requested } else { Counter::DeniedFull });
+    if submitted {
+        count(Counter::Requested);
+    } else {
+        count(Counter::DeniedFull);
+        told::full(inode);
+    }
     submitted
 }
 
@@ -195,10 +203,12 @@ fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Option<An
     }
     if now > patience.deadline {
         count(Counter::DeniedTimeout);
+        told::late(inode);
         return Some(Answer::Nobody);
     }
     if !is_served() {
         count(Counter::DeniedNoServer);
+        told::unserved(inode);
         return Some(Answer::Nobody);
     }
     if !task.is_kernel() && task.is_interrupted() {

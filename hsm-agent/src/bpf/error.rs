@@ -180,6 +180,12 @@ pub enum BpfError {
         /// What the verifier said, after a line break; empty if nothing.
         log: String,
     },
+    /// The programs' records cannot be read.
+    #[error("the records that the kernel programs write cannot be read: {source}")]
+    Told {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A file or directory below the pin directory.
     #[error("{}: {doing}: {source}", path.display())]
     Pin {

@@ -10,7 +10,7 @@ use hsm_common::filter::{self, ABSENT, Name, READS};
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol};
 
-use super::{BpfError, Btf, Settings, kernel, kfunc};
+use super::{BpfError, Btf, Settings, kernel, kfunc, told};
 use crate::sys::probe::kernel_release;
 
 /// Where a program is attached.
@@ -67,6 +67,7 @@ pub(super) const MAPS: &[&str] = &[
     filter::SCRATCH,
     filter::COUNTERS,
     filter::NUMBERS,
+    told::RECORDS,
 ];
 
 /// An object that fits the running kernel.

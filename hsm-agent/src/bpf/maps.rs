@@ -69,6 +69,7 @@ type Table<K, V> = Mutex<HashMap<MapData, K, V>>;
 /// The pinned maps.
 pub struct Maps {
     dir: PathBuf,
+    id: u32,
     filesystems: Table<Uuid, u32>,
     classes: Mutex<Array<MapData, u64>>,
     trusted: TaskStorage<{ size_of::<Trust>() }>,
@@ -94,17 +95,27 @@ impl Maps {
 
     /// Opens the maps that are pinned in `dir`.
     pub(super) fn open_in(dir: &Path) -> Result<Self, BpfError> {
+        let server = map(dir, filter::SERVER)?;
+        let id = server.info().map_err(failed(filter::SERVER, "identifying"))?.id();
+        let server = Map::from_map_data(server).and_then(Array::try_from);
         Ok(Self {
             dir: dir.to_owned(),
+            id,
             filesystems: Mutex::new(open(dir, filter::FILESYSTEMS)?),
             classes: Mutex::new(open(dir, filter::CLASSES)?),
             trusted: local_storage(dir, filter::TRUSTED)?,
-            server: Mutex::new(open(dir, filter::SERVER)?),
+            server: Mutex::new(server.map_err(failed(filter::SERVER, "opening"))?),
             waits: Mutex::new(open(dir, filter::WAITS)?),
             held: local_storage(dir, filter::HELD)?,
             resident: local_storage(dir, filter::RESIDENT)?,
             counters: open(dir, filter::COUNTERS)?,
         })
+    }
+
+    /// The kernel's number for these maps (for that of `SERVER`): those that another set of programs of the
+    /// same name has later are told from them by it, as long as somebody has them open.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// Covers a file system, mounted or not; changes the mode of one that is covered.

@@ -4,6 +4,7 @@
 //! built-in object ─ kfunc (calls → ids) ─ load (settings, offsets, verifier) ─ pin ─┐
 //!      /sys/kernel/btf/vmlinux ─ btf ──┘                                            │
 //!                        agent ── maps (cover, exempt, serve, requests, answer) ── bpffs
+//!                    its log ── told (what was refused, and why) ──────────────── bpffs
 //! ```
 //!
 //! Those of the guard are attached by aya; the filter's ([`Filter`]) belong to a group of fanotify, which
@@ -27,6 +28,7 @@ mod remembered;
 mod requests;
 mod residency;
 mod struct_ops;
+mod told;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,6 +47,7 @@ pub use self::probe::{Probe, probe};
 pub use self::remembered::{remember, remembered};
 pub use self::requests::Requests;
 pub use self::residency::Residency;
+pub use self::told::listen;
 
 /// Where programs and maps are pinned.
 pub const BASE: &str = "/sys/fs/bpf/hsm";

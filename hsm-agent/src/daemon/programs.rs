@@ -72,6 +72,9 @@ impl Programs {
             .map_err(|e| format!("{}: {e}", base.display()))?;
         link.serve_programs(directory.as_fd())
             .map_err(|e| format!("the holder cannot serve them: {e}"))?;
+        if let Err(error) = bpf::listen(base) {
+            tracing::warn!(%error, "what the kernel programs refuse is not told in this log");
+        }
         Ok(maps)
     }
 

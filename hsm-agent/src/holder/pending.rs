@@ -17,13 +17,19 @@ const MAX_DEATHS: u32 = 20;
 pub(super) enum Origin {
     /// fanotify, which knows the event by its descriptor's number.
     Fanotify,
-    /// A kernel program, which knows it by the number of its request.
-    Program {
-        /// That number.
-        request: u64,
-    },
+    /// A kernel program.
+    Program(Question),
     /// Nobody: the file is wanted by one who was refused, and comes again.
     Wanted(Wanted),
+}
+
+/// What a kernel program waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Question {
+    /// Number of the set of programs: [`Maps::id`](crate::bpf::Maps::id).
+    pub(super) set: u32,
+    /// Number of its request, which is the set's own.
+    pub(super) request: u64,
 }
 
 /// A file that is wanted: its group's number, and the inode.
@@ -103,10 +109,10 @@ impl Pending {
         std::mem::take(&mut self.events).into_values().collect()
     }
 
-    /// The requests of kernel programs that wait.
-    pub(super) fn requests(&self) -> impl Iterator<Item = u64> {
+    /// What kernel programs wait for.
+    pub(super) fn questions(&self) -> impl Iterator<Item = Question> {
         self.events.values().filter_map(|event| match event.origin {
-            Origin::Program { request } => Some(request),
+            Origin::Program(question) => Some(question),
             Origin::Fanotify | Origin::Wanted(_) => None,
         })
     }

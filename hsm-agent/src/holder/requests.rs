@@ -9,6 +9,11 @@
 //! A truncation that comes without a path (nfsd) cannot wait: it is refused, and the file is recalled for its
 //! next attempt.
 //!
+//! Another configuration can look for another marker, and has other programs then, with maps of their own.
+//! The newest set of programs is served. Whoever still waits in a program of an older one is refused, unless
+//! his recall is under way; a set is known by the number of its map in the kernel, which is part of a
+//! request's identity here: each set counts its requests from one.
+//!
 //! Whatever goes wrong here ends in a denial: the program waits for no longer than its own limit,
 //! and the second program refuses who passed the first by mistake.
 
@@ -17,14 +22,15 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hsm_common::filter::{KIND_QUERY, KIND_RECALL, KIND_WANTED, KIND_WATCH, Request, Uuid};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::OFlags;
+use rustix::time::Timespec;
 
-use super::pending::{Origin, Unanswered};
+use super::pending::{Origin, Question, Unanswered};
 use super::protocol::{EventFrame, MAX_NAME};
 use super::shared::Shared;
 use crate::bpf::{Answer, Maps, Requests};
@@ -37,18 +43,32 @@ use crate::sys::{fsuuid, handle, inode, process, xattr};
 /// A program needs less than that to finish writing a request, once it runs.
 const UNFINISHED: Duration = Duration::from_micros(50);
 
+/// How often it is looked whether anybody still waits in a set of programs that is not served any more.
+const RETIRING: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
 /// The kernel programs and the file systems that they ask about.
 #[derive(Debug, Default)]
 pub(super) struct Programs {
-    maps: OnceLock<Maps>,
+    /// The newest last, which is served; before it those that somebody still waits in.
+    sets: Mutex<Vec<Arc<Set>>>,
     covered: Mutex<Vec<Covered>>,
     /// Changes with every beat.
     beats: AtomicU32,
 }
 
+/// One set of programs.
+#[derive(Debug)]
+struct Set {
+    maps: Maps,
+    /// Readable when there is a newer one.
+    retired: OwnedFd,
+}
+
 /// A file system that the programs ask about.
 #[derive(Debug, Clone)]
 struct Covered {
+    /// The set of programs whose requests these are; zero: none.
+    set: u32,
     uuid: Uuid,
     /// Device as the kernel programs tell it.
     device: u32,
@@ -65,30 +85,36 @@ enum Outcome {
     Later,
 }
 
-/// Serves the requests of the programs that are pinned in `directory`. `engine` is its process id.
+/// Serves the requests of the programs that are pinned in `directory`, and of no others from now on.
+/// `engine` is its process id.
 pub(super) fn serve(
     shared: &Arc<Shared>,
     directory: Option<OwnedFd>,
     engine: i32,
 ) -> io::Result<()> {
+    let directory = directory.ok_or(io::ErrorKind::InvalidInput)?;
+    let base = PathBuf::from(format!("{}", inode::proc_path(directory.as_fd()).to_string_lossy()));
+    let maps = Maps::open(&base).map_err(io::Error::other)?;
+    let maps = maps.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     let programs = &shared.programs;
-    if programs.maps.get().is_none() {
-        let directory = directory.ok_or(io::ErrorKind::InvalidInput)?;
-        let base =
-            PathBuf::from(format!("{}", inode::proc_path(directory.as_fd()).to_string_lossy()));
-        let maps = Maps::open(&base).map_err(io::Error::other)?;
-        let maps = maps.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    if programs.newest().is_none_or(|newest| newest.maps.id() != maps.id()) {
         let requests = maps.requests().map_err(io::Error::other)?;
         let own = std::process::id();
         // First exempt, then in service: whoever waits for us must not include us.
         maps.exempt(own).map_err(io::Error::other)?;
         maps.serve(own).map_err(io::Error::other)?;
-        let maps = programs.maps.get_or_init(|| maps);
-        tracing::debug!(?maps, "serving kernel programs");
-        let shared = Arc::clone(shared);
-        std::thread::Builder::new()
+        let retired = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let set = Arc::new(Set { maps, retired });
+        tracing::debug!(?set, "serving kernel programs");
+        programs.replace(Arc::clone(&set));
+        let (thread, of) = (Arc::clone(shared), Arc::clone(&set));
+        let thread = std::thread::Builder::new()
             .name("requests".into())
-            .spawn(move || take_requests(&shared, requests))?;
+            .spawn(move || take_requests(&thread, &of, requests));
+        if let Err(error) = thread {
+            programs.forget(&set);
+            return Err(error);
+        }
     }
     programs.exempt(engine)
 }
@@ -98,10 +124,34 @@ impl Programs {
         self.covered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn sets(&self) -> MutexGuard<'_, Vec<Arc<Set>>> {
+        self.sets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The set that is served.
+    fn newest(&self) -> Option<Arc<Set>> {
+        self.sets().last().cloned()
+    }
+
+    /// This set is served from now on.
+    fn replace(&self, set: Arc<Set>) {
+        let mut sets = self.sets();
+        for older in sets.iter() {
+            // A full counter is readable as well.
+            let _ = rustix::io::write(&older.retired, &1u64.to_ne_bytes());
+        }
+        sets.push(set);
+    }
+
+    /// Nobody waits in it.
+    fn forget(&self, set: &Set) {
+        self.sets().retain(|other| other.maps.id() != set.maps.id());
+    }
+
     /// The programs pass over this process from now on, until it ends.
     pub(super) fn exempt(&self, pid: i32) -> io::Result<()> {
-        match (self.maps.get(), u32::try_from(pid)) {
-            (Some(maps), Ok(pid)) if pid > 0 => maps.exempt(pid).map_err(io::Error::other),
+        match (self.newest(), u32::try_from(pid)) {
+            (Some(set), Ok(pid)) if pid > 0 => set.maps.exempt(pid).map_err(io::Error::other),
             _ => Ok(()),
         }
     }
@@ -121,65 +171,76 @@ impl Programs {
         let group = group.ok_or(io::ErrorKind::NotFound)?;
         let marker = marker.iter().copied().take_while(|b| *b != 0).collect::<Vec<u8>>();
         let marker = CString::new(marker).map_err(io::Error::other)?;
+        let newest = self.newest();
+        let set = newest.as_ref().map_or(0, |set| set.maps.id());
         let mut covered = self.covered();
-        let known = covered.iter().any(|c| c.uuid == uuid && c.number == number);
+        let known = covered.iter().any(|c| c.uuid == uuid && c.number == number && c.set == set);
         covered.retain(|c| c.uuid != uuid);
-        covered.push(Covered { uuid, device, number, group, root, marker });
+        covered.push(Covered { set, uuid, device, number, group, root, marker });
         drop(covered);
-        match self.maps.get() {
+        match newest {
             // An open that began before this watch was in place may have found somebody else's: it is to
             // find another serial number when it is through.
-            Some(maps) if !known => maps.serve(std::process::id()).map_err(io::Error::other),
+            Some(set) if !known => set.maps.serve(std::process::id()).map_err(io::Error::other),
             _ => Ok(()),
         }
     }
 
     /// Answers a request that went to the engine.
-    pub(super) fn answer(&self, request: u64, verdict: Verdict) {
+    pub(super) fn answer(&self, question: Question, verdict: Verdict) {
         let answer = match verdict {
             Verdict::Allow => Answer::Online,
             Verdict::Deny(errno) => Answer::Refuse(errno),
         };
-        self.tell(request, answer);
+        self.tell(question, answer);
     }
 
     /// Renews the patience of those whose requests are with the engine. The engine has its own
     /// deadline for a recall without progress.
-    pub(super) fn beat(&self, requests: impl Iterator<Item = u64>) {
+    pub(super) fn beat(&self, questions: impl Iterator<Item = Question>) {
         let beat = self.beats.fetch_add(1, Ordering::Relaxed);
-        requests.for_each(|request| self.tell(request, Answer::Beat(beat)));
+        questions.for_each(|question| self.tell(question, Answer::Beat(beat)));
     }
 
-    fn tell(&self, request: u64, answer: Answer) {
-        let Some(maps) = self.maps.get() else { return };
-        match maps.answer(request, answer) {
+    fn tell(&self, question: Question, answer: Answer) {
+        let set = self.sets().iter().find(|set| set.maps.id() == question.set).cloned();
+        match set.map_or(Ok(false), |set| set.maps.answer(question.request, answer)) {
             Ok(true) => {}
-            Ok(false) => tracing::debug!(request, "nobody waits for this any more"),
+            Ok(false) => tracing::debug!(?question, "nobody waits for this any more"),
             // Nobody is let through by silence: the program's patience ends.
-            Err(error) => tracing::error!(%error, request, "a waiting access cannot be answered"),
+            Err(error) => tracing::error!(%error, ?question, "a waiting access cannot be answered"),
         }
     }
 }
 
-/// Takes requests for ever. Before everybody else: openers wait in a loop that yields, and a burst of
-/// them would leave this thread one share among a thousand.
-fn take_requests(shared: &Arc<Shared>, mut requests: Requests) {
+/// Takes requests until the set is retired and nobody waits in it. Before everybody else: openers wait in a
+/// loop that yields, and a burst of them would leave this thread one share among a thousand.
+fn take_requests(shared: &Arc<Shared>, set: &Set, mut requests: Requests) {
     if let Err(error) = process::run_before_others() {
         tracing::warn!(%error, "no real-time priority; many openers at once may be told to try again");
     }
+    let programs = &shared.programs;
+    let mut retired = false;
     loop {
-        let mut ready = [PollFd::new(&requests, PollFlags::IN)];
-        if let Err(error) = poll(&mut ready, None) {
+        if let Err(error) = wait(set, &requests, retired) {
             tracing::debug!(%error, "poll");
+        }
+        if !retired && is_readable(&set.retired) {
+            retired = true;
+            continue;
         }
         let mut taken = 0;
         while let Some(request) = requests.next() {
             taken += 1;
             reach(Point::HolderRequested);
-            match take(shared, &request) {
-                Outcome::Answer(answer) => shared.programs.tell(request.id, answer),
+            let question = Question { set: set.maps.id(), request: request.id };
+            match take(shared, question, &request) {
+                Outcome::Answer(answer) => programs.tell(question, answer),
                 Outcome::Later => shared.send_pending(),
             }
+        }
+        if retired && taken == 0 && !set.maps.waiting().is_ok_and(|waiting| waiting > 0) {
+            return programs.forget(set);
         }
         if taken == 0 {
             // A program has begun to write a request, and this thread may have taken the CPU from it:
@@ -189,17 +250,33 @@ fn take_requests(shared: &Arc<Shared>, mut requests: Requests) {
     }
 }
 
-fn take(shared: &Shared, request: &Request) -> Outcome {
+/// Waits for a request; for the end of service too, or, after it, not for long.
+fn wait(set: &Set, requests: &Requests, retired: bool) -> rustix::io::Result<usize> {
+    let request = PollFd::new(requests, PollFlags::IN);
+    if retired {
+        poll(&mut [request], Some(&RETIRING))
+    } else {
+        poll(&mut [request, PollFd::new(&set.retired, PollFlags::IN)], None)
+    }
+}
+
+fn is_readable(fd: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+fn take(shared: &Shared, question: Question, request: &Request) -> Outcome {
     let covered = shared.programs.covered().iter().find(|c| c.uuid == request.uuid).cloned();
-    let Some(covered) = covered.filter(|c| c.device == request.device && !shared.is_denying())
-    else {
-        // A snapshot with the same UUID, a pool that is not ours any more, or an agent that stops.
+    let is_asked = |c: &Covered| c.set == question.set && c.device == request.device;
+    let Some(covered) = covered.filter(|c| is_asked(c) && !shared.is_denying()) else {
+        // A snapshot with the same UUID, a pool that is not ours any more, programs that look for another
+        // marker than the pool has by now, or an agent that stops.
         return Outcome::Answer(Answer::Refuse(libc::EAGAIN));
     };
     let outcome = match request.kind {
         KIND_WATCH => covered.watch(request),
         KIND_QUERY => covered.query(request),
-        KIND_RECALL => covered.recall(shared, request, Origin::Program { request: request.id }),
+        KIND_RECALL => covered.recall(shared, request, Origin::Program(question)),
         KIND_WANTED => covered.want(shared, request),
         other => Err(io::Error::other(format!("request of unknown kind {other}"))),
     };

@@ -284,7 +284,7 @@ impl Holder<'_> {
                 }
             }
         }
-        self.shared.programs.beat(self.shared.pending().requests());
+        self.shared.programs.beat(self.shared.pending().questions());
         self.watch(now);
         let absent = self.restart.without_engine_since;
         if absent.is_some_and(|since| now - since > NO_ENGINE_LIMIT) && !self.shared.is_denying() {

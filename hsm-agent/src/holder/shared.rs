@@ -114,7 +114,7 @@ impl Shared {
         let Unanswered { frame, fd, origin, .. } = event;
         match origin {
             Origin::Fanotify => {}
-            Origin::Program { request } => return self.programs.answer(request, verdict),
+            Origin::Program(question) => return self.programs.answer(question, verdict),
             Origin::Wanted(_) => return,
         }
         let group = self.groups().get(frame.group as usize).map(|(_, g)| Arc::clone(g));

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use hsm_agent::bpf::Maps;
 use hsm_agent::sys::fanotify::{self, Class, EventMask, Group, GroupOptions, MarkTarget, Verdict};
 use hsm_common::filter::Counter;
 use hsm_lab::run::kill;
-use hsm_lab::{Run, Tier, patience};
+use hsm_lab::{Agent, Run, Tier, patience};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -29,6 +29,7 @@ cases! {
     online_files_raise_no_events_and_no_requests,
     files_that_left_the_cache_are_watched_again,
     without_an_agent_offline_files_refuse_and_online_files_work,
+    what_the_programs_refuse_is_told_in_the_agents_log,
     only_the_agent_touches_the_marker,
     xfs_attributes_by_handle_are_closed; only Xfs,
     descriptors_of_other_listeners_show_no_zeros,
@@ -223,6 +224,48 @@ fn without_an_agent_offline_files_refuse_and_online_files_work(pool: &mut Pool) 
     let out = Run::new(&script).ok()?;
     ensure!(out.text() == "ran\n", "{}", out.describe());
     online.check()
+}
+
+fn what_the_programs_refuse_is_told_in_the_agents_log(pool: &mut Pool) -> Result<()> {
+    let file = pool.offline_file("told", MIB)?;
+    let online = pool.file("online", MIB)?;
+    let begin = pool.agent()?.log().len();
+    // A living agent says it at once.
+    let forge = Run::new("setfattr").args(["-n", MARKER, "-v", "x"]).args([&online]).output()?;
+    ensure!(forge.code() != 0, "a marker was forged");
+    let forged = format!("change of the marker or record of {}", in_words(&online.path)?);
+    says(pool.agent()?, begin, &forged)?;
+    // What nobody heard is said by the next one. Nobody reads now, and nobody waits for a reader.
+    kill_agent(pool)?;
+    let refused = Instant::now();
+    for _ in 0..200 {
+        again(File::open(&file.path))?;
+        online.check()?;
+        thread::sleep(Duration::from_millis(10));
+    }
+    let seconds = refused.elapsed().as_secs() + 2;
+    pool.start()?;
+    let offline = in_words(&file.path)?;
+    says(pool.agent()?, begin, &offline)?;
+    let log = pool.agent()?.log();
+    let lines: Vec<_> = log[begin..].lines().filter(|line| line.contains(&offline)).collect();
+    let told = |line: &&str| line.contains("WARN") && line.contains("hsm_ebpf");
+    ensure!(lines.iter().all(told), "{lines:?}");
+    // 10 a second and a processor, however many there were.
+    let most = 10 * seconds * thread::available_parallelism()?.get() as u64;
+    ensure!(lines.len() as u64 <= most, "{} lines in {seconds} seconds", lines.len());
+    file.check()
+}
+
+/// Waits until the agent's log says this, from a place on.
+fn says(agent: &Agent, begin: usize, text: &str) -> Result<()> {
+    until(Duration::from_secs(20), || Ok(agent.log()[begin..].contains(text)))
+        .with_context(|| format!("the log does not say {text:?}"))
+}
+
+/// As the kernel programs call a file.
+fn in_words(path: &Path) -> Result<String> {
+    Ok(format!("inode {} of device ", fs::metadata(path)?.ino()))
 }
 
 fn only_the_agent_touches_the_marker(pool: &mut Pool) -> Result<()> {
