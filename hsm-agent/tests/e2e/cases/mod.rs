@@ -22,6 +22,7 @@ mod regressions;
 mod remote;
 mod subvolumes;
 mod syscalls;
+pub(crate) mod torture;
 mod ways;
 mod workloads;
 
@@ -73,6 +74,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("remote", remote::CASES),
         ("processes", processes::CASES),
         ("failpoints", failpoints::CASES),
+        ("torture", torture::CASES),
         ("ways", ways::CASES),
         ("nfs", nfs::CASES),
         ("subvolumes", subvolumes::CASES),
