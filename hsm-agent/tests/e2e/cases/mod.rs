@@ -3,6 +3,7 @@
 use crate::fixture::{Case, Needs};
 
 mod copying;
+mod deadlocks;
 mod failpoints;
 mod files;
 mod guarded;
@@ -74,6 +75,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("remote", remote::CASES),
         ("processes", processes::CASES),
         ("failpoints", failpoints::CASES),
+        ("deadlocks", deadlocks::CASES),
         ("torture", torture::CASES),
         ("ways", ways::CASES),
         ("nfs", nfs::CASES),

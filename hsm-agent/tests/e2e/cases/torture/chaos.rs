@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hsm_agent::store::fault;
+use hsm_lab::agent::Killer;
 use hsm_lab::{PoolConfig, Tier, patience};
 
 use super::super::processes::wait_until_up;
@@ -64,21 +65,27 @@ pub(super) fn rage(pool: &mut Pool, dice: &mut Dice, end: Instant) -> Result<Kil
     Ok(kills)
 }
 
+/// The next agent; if there is none, the old engine must not stay.
+fn start(pool: &mut Pool, old: &Killer) -> Result<()> {
+    pool.start().inspect_err(|_| old.kill())
+}
+
 /// Where nothing guards offline files without an agent, both at once is more than is promised.
 fn kill(pool: &mut Pool, dice: &mut Dice) -> Result<&'static str> {
     let both = Tier::of_this_run().has_programs();
     match dice.roll(10) {
         0 if both => {
             let mut agent = pool.take_agent()?;
-            agent.killer().kill();
+            let killer = agent.killer();
+            killer.kill();
             agent.kill_holder()?;
-            drop(agent);
-            pool.start()?;
+            start(pool, &killer)?;
             Ok("both")
         }
         0 | 1 => {
-            pool.agent()?.kill_holder()?;
-            pool.start()?;
+            let mut agent = pool.take_agent()?;
+            agent.kill_holder()?;
+            start(pool, &agent.killer())?;
             Ok("holder")
         }
         _ => {

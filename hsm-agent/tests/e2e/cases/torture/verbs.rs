@@ -7,8 +7,9 @@ use hsm_lab::Hsm;
 
 use super::world::{Dice, World};
 
-/// What `hsm` may answer: all well, some file failed or was refused, no agent at this moment.
-const CODES: [i32; 3] = [0, 1, 3];
+/// What `hsm` may answer: all well, some file failed or was refused, no agent at this moment, and that the job
+/// ended between two files because its engine lost its holder.
+const CODES: [i32; 4] = [0, 1, 3, 130];
 
 /// Files of one command.
 const AT_ONCE: u64 = 12;

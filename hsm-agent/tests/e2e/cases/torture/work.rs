@@ -28,10 +28,10 @@ pub(super) fn work(world: &World, seed: u64, who: u64) -> Result<()> {
     while !world.is_over() {
         let slot = &world.slots[dice.roll(world.slots.len() as u64) as usize];
         match dice.roll(100) {
-            0..20 => read_whole(world, slot),
-            20..42 => race(world, slot, &mut dice),
-            42..50 => map(world, slot, &mut mapper)?,
-            50..96 => change(world, slot, &mut dice, &mut mapper)?,
+            0..30 => read_whole(world, slot),
+            30..57 => race(world, slot, &mut dice),
+            57..67 => map(world, slot, &mut mapper)?,
+            67..96 => change(world, slot, &mut dice, &mut mapper)?,
             _ => rename(world, slot, &mut dice),
         }
         // Time for releases: a file that is always open is never offline.

@@ -19,9 +19,9 @@ use rustix::io::Errno;
 use super::model::{Verdict, Versions};
 
 /// Many small files and some with more than one chunk (of 1 MiB).
-const SMALL: u64 = 40;
+const SMALL: u64 = 110;
 const LARGE: u64 = 6;
-const SMALL_BYTES: u64 = 160 << 10;
+const SMALL_BYTES: u64 = 120 << 10;
 const LARGE_BYTES: u64 = 2_600_000;
 
 /// What a program may be told while stores fail and processes die.
