@@ -4,6 +4,7 @@ use crate::fixture::{Case, Needs};
 
 mod copying;
 mod deadlocks;
+mod external;
 mod failpoints;
 mod files;
 mod guarded;
@@ -76,6 +77,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("processes", processes::CASES),
         ("failpoints", failpoints::CASES),
         ("deadlocks", deadlocks::CASES),
+        ("external", external::CASES),
         ("torture", torture::CASES),
         ("ways", ways::CASES),
         ("nfs", nfs::CASES),

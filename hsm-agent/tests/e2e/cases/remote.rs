@@ -81,13 +81,18 @@ impl Drop for Server {
     }
 }
 
-/// Where `cargo xtask setup` puts it. A missing one fails the case.
-fn program() -> Result<PathBuf> {
+/// Where `cargo xtask setup` puts tools.
+pub(super) fn tool(name: &str) -> Result<PathBuf> {
     let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
         Some(dir) => PathBuf::from(dir),
         None => Path::new(&std::env::var_os("HOME").context("no HOME")?).join(".cache"),
     };
-    let path = cache.join("hsm-dev/tools/bin/s3s-fs");
+    Ok(cache.join("hsm-dev/tools/bin").join(name))
+}
+
+/// A missing one fails the case.
+fn program() -> Result<PathBuf> {
+    let path = tool("s3s-fs")?;
     ensure!(path.is_file(), "{} is missing; run: cargo xtask setup", path.display());
     Ok(path)
 }

@@ -59,7 +59,7 @@ pub(crate) fn asked_for() -> Duration {
     length().unwrap_or_default()
 }
 
-fn asked(variable: &str) -> Result<Option<u64>> {
+pub(super) fn asked(variable: &str) -> Result<Option<u64>> {
     let Some(text) = std::env::var_os(variable).filter(|text| !text.is_empty()) else {
         return Ok(None);
     };

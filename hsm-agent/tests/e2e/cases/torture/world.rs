@@ -24,8 +24,9 @@ const LARGE: u64 = 6;
 const SMALL_BYTES: u64 = 120 << 10;
 const LARGE_BYTES: u64 = 2_600_000;
 
-/// What a program may be told while stores fail and processes die.
-const ALLOWED: [Errno; 2] = [Errno::IO, Errno::AGAIN];
+/// What a program may be told while stores fail and processes die. EPERM is the kernel's own answer, when the
+/// process that was just reading the event dies before it has the event's descriptor (`fanotify_read`).
+const ALLOWED: [Errno; 3] = [Errno::IO, Errno::AGAIN, Errno::PERM];
 
 /// A file.
 pub(super) struct Slot {

@@ -1,0 +1,157 @@
+//! What others wrote to be hard on file systems, with releases beside it: it must find no more than on a file
+//! system of the same kind that nobody manages.
+//!
+//! `HSM_TORTURE_SECONDS` (`cargo xtask torture --external`) makes them longer.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use hsm_lab::{Hsm, LoopFs, Run, loopfs};
+
+use super::cases;
+use super::torture::asked;
+use crate::fixture::Pool;
+
+cases! {
+    external_fsx_finds_nothing,
+    external_stress_ng_finds_no_more_than_without_hsm,
+}
+
+/// `fsx` closes and opens the file often: only then can it be released. Weights are relative.
+const FSX: &str = "flen = 262144
+[weights]
+close_open = 20
+read = 10
+write = 10
+mapread = 10
+mapwrite = 10
+truncate = 10
+punch_hole = 10
+fsync = 1
+fdatasync = 1
+sendfile = 5
+copy_file_range = 5
+invalidate = 1
+";
+
+/// Operations of one `fsx`, and for each second that was asked for.
+const FSX_OPERATIONS: u64 = 2000;
+
+/// Stressors of the short run, all at once.
+const STRESSORS: &[&str] = &["copy-file", "fallocate", "fpunch", "hdd", "iomix", "rename"];
+
+/// Of the class `filesystem`, in a long run one after the other: about so many, on two file systems.
+const OF_THE_CLASS: u64 = 2 * 45;
+
+fn external_fsx_finds_nothing(pool: &mut Pool) -> Result<()> {
+    let config = pool.outside("fsx.toml");
+    fs::write(&config, FSX)?;
+    let operations = FSX_OPERATIONS * asked("HSM_TORTURE_SECONDS")?.unwrap_or(1);
+    let plain = LoopFs::create(pool.kind, &pool.outside(""), "plain", loopfs::IMAGE_BYTES)?;
+    let (artifacts, fsx) = (pool.outside("fsx"), fsx()?);
+    fs::create_dir(&artifacts)?;
+    let run = |dir: &Path, seed: u64| {
+        let numbers = ["-N".into(), operations.to_string(), "-S".into(), seed.to_string()];
+        let file = dir.join(format!("fsx{seed}"));
+        let run = Run::new(&fsx).args(["-q", "-f"]).args([&config]).args(numbers);
+        run.args(["-P"]).args([&artifacts, &file]).limit(Duration::from_secs(600)).start()
+    };
+    let all = |dir: &Path| -> Result<()> {
+        let running = (1..=3).map(|seed| run(dir, seed)).collect::<Result<Vec<_>>>()?;
+        for running in running {
+            let out = running.finish()?;
+            ensure!(out.code() == 0, "on {}: {}", dir.display(), out.describe());
+        }
+        Ok(())
+    };
+    all(plain.path()).context("fsx without hsm")?;
+    fs::create_dir(pool.path("d"))?;
+    let dir = pool.path("d");
+    let archived = with_releases(&pool.hsm, &dir, || all(&dir))?;
+    ensure!(archived > 0, "nothing was archived or released meanwhile");
+    Ok(())
+}
+
+fn external_stress_ng_finds_no_more_than_without_hsm(pool: &mut Pool) -> Result<()> {
+    let mut plain = LoopFs::create(pool.kind, &pool.outside(""), "plain", loopfs::IMAGE_BYTES)?;
+    let without = stress(plain.path())?;
+    plain.unmount()?;
+    fs::create_dir(pool.path("d"))?;
+    let dir = pool.path("d");
+    let mut with = None;
+    with_releases(&pool.hsm, &dir, || {
+        with = Some(stress(&dir)?);
+        Ok(())
+    })?;
+    let with = with.context("no run")?;
+    eprintln!("stress-ng on {}: without hsm {without:?}, with hsm {with:?}", pool.kind);
+    ensure!(with.failed.iter().all(|name| without.failed.contains(name)), "{}", with.said);
+    ensure!(with.code == without.code, "exit codes {} and {}", without.code, with.code);
+    let file = pool.offline_file("after", 1 << 20)?;
+    file.check()
+}
+
+/// What `stress-ng` came to.
+struct Stressed {
+    code: i32,
+    failed: Vec<String>,
+    said: String,
+}
+
+impl std::fmt::Debug for Stressed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit code {}, failed: {:?}", self.code, self.failed)
+    }
+}
+
+fn stress(dir: &Path) -> Result<Stressed> {
+    let run = Run::new("stress-ng").args(["--temp-path".as_ref(), dir.as_os_str()]);
+    let run = match asked("HSM_TORTURE_SECONDS")? {
+        None => {
+            let one_each = STRESSORS.iter().flat_map(|name| [format!("--{name}"), "1".to_owned()]);
+            run.args(one_each).args(["--timeout", "4s", "--hdd-bytes", "8m", "--iomix-bytes", "8m"])
+        }
+        Some(seconds) => {
+            let each = format!("{}s", (seconds / OF_THE_CLASS).max(1));
+            run.args(["--class", "filesystem", "--sequential", "1", "--timeout", &each])
+        }
+    };
+    let out = run.limit(Duration::from_secs(1200)).output()?;
+    let said = out.describe();
+    // `stress-ng: info:  [pid] failed: 1: iomix (1)`; nothing of the kind is also said as "failed: 0".
+    let line = said.lines().find_map(|line| line.split_once("] failed: "));
+    let names = line.and_then(|(_, rest)| rest.split_once(": ")).map_or("", |(_, names)| names);
+    let failed = names.split_whitespace().filter(|word| !word.starts_with('('));
+    Ok(Stressed { code: out.code(), failed: failed.map(str::to_owned).collect(), said })
+}
+
+/// Archives and releases everything again and again while `work` is done. How many files were archived.
+fn with_releases(hsm: &Hsm, dir: &Path, work: impl FnOnce() -> Result<()>) -> Result<usize> {
+    let end = Arc::new(AtomicBool::new(false));
+    let (stop, hsm, dir) = (Arc::clone(&end), hsm.clone(), dir.to_path_buf());
+    let releases = thread::spawn(move || -> Result<usize> {
+        let mut archived = 0;
+        while !stop.load(Ordering::Relaxed) {
+            // Most are refused: somebody has them open, or has removed them.
+            let args = ["--json".as_ref(), "migrate".as_ref(), "-r".as_ref(), dir.as_os_str()];
+            archived += hsm.command(args).output()?.text().matches("\"op\":\"migrate\"").count();
+        }
+        Ok(archived)
+    });
+    let result = work();
+    end.store(true, Ordering::Relaxed);
+    let archived = releases.join().map_err(|_| anyhow!("the releases panicked"))??;
+    result.map(|()| archived)
+}
+
+/// Where `cargo xtask setup` puts it. A missing one fails the case.
+fn fsx() -> Result<PathBuf> {
+    let path = super::remote::tool("fsx")?;
+    ensure!(path.is_file(), "{} is missing; run: cargo xtask setup", path.display());
+    Ok(path)
+}
