@@ -74,9 +74,6 @@ const S3S_FS: &str = "0.14.1";
 /// The newest release of the file system exerciser.
 const FSX: &str = "0.3.2";
 
-/// Programs of others that are hard on file systems; `fsx` comes from crates.io.
-const EXERCISERS: &[(&str, &str)] = &[("stress-ng", "stress-ng")];
-
 /// Everything that any task needs.
 pub(crate) fn everything() -> Result<()> {
     packages()?;
@@ -181,9 +178,8 @@ pub(crate) fn s3_server() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// `fsx` and `stress-ng`.
+/// `fsx`, the file system exerciser.
 pub(crate) fn exercisers() -> Result<()> {
-    install(EXERCISERS)?;
     let dir = tools_dir()?;
     if dir.join("bin/fsx").is_file() {
         return Ok(());

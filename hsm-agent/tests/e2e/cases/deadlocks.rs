@@ -22,7 +22,6 @@ const MIB: u64 = 1 << 20;
 
 cases! {
     own_files_on_the_managed_file_system_are_refused,
-    a_configuration_on_the_managed_file_system_works,
     a_freeze_with_waiters_ends with short_deadlines,
     an_unmount_with_waiters_ends with short_deadlines,
     readers_in_a_full_memory_cgroup_get_the_bytes,
@@ -45,19 +44,15 @@ fn own_files_on_the_managed_file_system_are_refused(pool: &mut Pool) -> Result<(
     let mnt = pool.mnt().display().to_string();
     let bound = Mount::new(&["--bind"], &mnt, &pool.outside("bound"))?;
     let ways = [pool.path("own"), pool.outside("link"), bound.0.join("own")];
-    let keys: [(&str, fn(&str, &Path) -> String); 3] = [
-        ("state_dir", |line, way| format!("{line} = {:?}", way.join("state"))),
-        ("socket", |line, way| format!("{line} = {:?}", way.join("hsm.sock"))),
-        ("path", |line, way| format!("{line} = {:?}", way.join("store"))),
-    ];
+    let keys = [("state_dir", "state"), ("socket", "hsm.sock"), ("path", "store")];
     for way in &ways {
         for dir in ["state", "store"] {
             fs::create_dir_all(way.join(dir))?;
         }
-        for (key, line) in keys {
+        for (key, name) in keys {
             let text = good.render();
             let text = text.lines().map(|old| match old.split_once(" = ") {
-                Some((name, _)) if name == key => line(key, way),
+                Some((old, _)) if old == key => format!("{key} = {:?}", way.join(name)),
                 _ => old.to_owned(),
             });
             let text = text.collect::<Vec<_>>().join("\n") + "\n";
@@ -80,26 +75,6 @@ fn refused(config: &Path, way: &Path) -> Result<()> {
     let said = format!("{}{}", out.text(), out.stderr);
     ensure!(said.contains(&way.display().to_string()), "names no path: {said}");
     ensure!(said.contains("move it"), "names no remedy: {said}");
-    Ok(())
-}
-
-/// It is read when the agent starts, and again by each engine, which may be the only one who could recall it.
-fn a_configuration_on_the_managed_file_system_works(pool: &mut Pool) -> Result<()> {
-    let (place, link) = (pool.path("hsm.toml"), pool.config.file());
-    fs::copy(&link, &place)?;
-    fs::remove_file(&link)?;
-    std::os::unix::fs::symlink(&place, &link)?;
-    let file = pool.offline_file("file", MIB)?;
-    pool.hsm.must("archive", [&place])?;
-    pool.hsm.must("release", [&place])?;
-    // Every command reads it and brings it back: only the marker can be looked at.
-    rustix::fs::getxattr(&place, "security.bpf.hsm", &mut [0; 256]).context("not offline")?;
-    pool.agent()?.kill_engine();
-    wait_until_up(pool)?;
-    file.check()?;
-    let content = fs::read_to_string(&place)?;
-    ensure!(content == pool.config.render(), "the configuration has other bytes");
-    fs::remove_file(&link)?;
     Ok(())
 }
 

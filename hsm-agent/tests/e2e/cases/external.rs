@@ -1,7 +1,7 @@
-//! What others wrote to be hard on file systems, with releases beside it: it must find no more than on a file
+//! What others wrote to be hard on file systems, with releases beside it: it must find nothing, as on a file
 //! system of the same kind that nobody manages.
 //!
-//! `HSM_TORTURE_SECONDS` (`cargo xtask torture --external`) makes them longer.
+//! `HSM_TORTURE_SECONDS` (`cargo xtask torture --external`) makes it longer.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,6 @@ use crate::fixture::Pool;
 
 cases! {
     external_fsx_finds_nothing,
-    external_stress_ng_finds_no_more_than_without_hsm,
 }
 
 /// `fsx` closes and opens the file often: only then can it be released. Weights are relative.
@@ -41,12 +40,6 @@ invalidate = 1
 
 /// Operations of one `fsx`, and for each second that was asked for.
 const FSX_OPERATIONS: u64 = 2000;
-
-/// Stressors of the short run, all at once.
-const STRESSORS: &[&str] = &["copy-file", "fallocate", "fpunch", "hdd", "iomix", "rename"];
-
-/// Of the class `filesystem`, in a long run one after the other: about so many, on two file systems.
-const OF_THE_CLASS: u64 = 2 * 45;
 
 fn external_fsx_finds_nothing(pool: &mut Pool) -> Result<()> {
     let config = pool.outside("fsx.toml");
@@ -75,59 +68,6 @@ fn external_fsx_finds_nothing(pool: &mut Pool) -> Result<()> {
     let archived = with_releases(&pool.hsm, &dir, || all(&dir))?;
     ensure!(archived > 0, "nothing was archived or released meanwhile");
     Ok(())
-}
-
-fn external_stress_ng_finds_no_more_than_without_hsm(pool: &mut Pool) -> Result<()> {
-    let mut plain = LoopFs::create(pool.kind, &pool.outside(""), "plain", loopfs::IMAGE_BYTES)?;
-    let without = stress(plain.path())?;
-    plain.unmount()?;
-    fs::create_dir(pool.path("d"))?;
-    let dir = pool.path("d");
-    let mut with = None;
-    with_releases(&pool.hsm, &dir, || {
-        with = Some(stress(&dir)?);
-        Ok(())
-    })?;
-    let with = with.context("no run")?;
-    eprintln!("stress-ng on {}: without hsm {without:?}, with hsm {with:?}", pool.kind);
-    ensure!(with.failed.iter().all(|name| without.failed.contains(name)), "{}", with.said);
-    ensure!(with.code == without.code, "exit codes {} and {}", without.code, with.code);
-    let file = pool.offline_file("after", 1 << 20)?;
-    file.check()
-}
-
-/// What `stress-ng` came to.
-struct Stressed {
-    code: i32,
-    failed: Vec<String>,
-    said: String,
-}
-
-impl std::fmt::Debug for Stressed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "exit code {}, failed: {:?}", self.code, self.failed)
-    }
-}
-
-fn stress(dir: &Path) -> Result<Stressed> {
-    let run = Run::new("stress-ng").args(["--temp-path".as_ref(), dir.as_os_str()]);
-    let run = match asked("HSM_TORTURE_SECONDS")? {
-        None => {
-            let one_each = STRESSORS.iter().flat_map(|name| [format!("--{name}"), "1".to_owned()]);
-            run.args(one_each).args(["--timeout", "4s", "--hdd-bytes", "8m", "--iomix-bytes", "8m"])
-        }
-        Some(seconds) => {
-            let each = format!("{}s", (seconds / OF_THE_CLASS).max(1));
-            run.args(["--class", "filesystem", "--sequential", "1", "--timeout", &each])
-        }
-    };
-    let out = run.limit(Duration::from_secs(1200)).output()?;
-    let said = out.describe();
-    // `stress-ng: info:  [pid] failed: 1: iomix (1)`; nothing of the kind is also said as "failed: 0".
-    let line = said.lines().find_map(|line| line.split_once("] failed: "));
-    let names = line.and_then(|(_, rest)| rest.split_once(": ")).map_or("", |(_, names)| names);
-    let failed = names.split_whitespace().filter(|word| !word.starts_with('('));
-    Ok(Stressed { code: out.code(), failed: failed.map(str::to_owned).collect(), said })
 }
 
 /// Archives and releases everything again and again while `work` is done. How many files were archived.

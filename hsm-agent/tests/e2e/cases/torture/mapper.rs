@@ -74,7 +74,7 @@ impl Mapper {
         new: &[u8],
         path: &Path,
     ) -> Result<io::Result<Vec<u8>>> {
-        write!(self.to, "{verb} {at} {} {}\n", new.len(), path.display())?;
+        writeln!(self.to, "{verb} {at} {} {}", new.len(), path.display())?;
         self.to.write_all(new)?;
         self.to.flush()?;
         let mut head = String::new();
