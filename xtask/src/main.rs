@@ -24,6 +24,7 @@ mod report;
 mod setup;
 mod steps;
 mod suites;
+mod torture;
 mod vm;
 
 #[derive(Parser)]
@@ -39,6 +40,8 @@ enum Task {
     Demo(demo::Options),
     /// Runs everything: unit, property, conformance, S3, fuzz targets, end-to-end
     Test(suites::Options),
+    /// Programs, commands, deaths and a bad store all at once, every byte compared
+    Torture(torture::Options),
     /// Builds a C project in a tree whose every file is offline, and compares all that comes of it
     BuildProject(build_project::Options),
     /// Runs every paragraph of docs/SEMANTICS.md on every tier and file system, and writes the table
@@ -75,6 +78,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suites::run(&options),
+        Task::Torture(options) => torture::run(&options),
         Task::BuildProject(options) => build_project::run(&options),
         Task::Conformance(options) => conformance::run(&options),
         Task::Bench(options) => bench::run(&options),

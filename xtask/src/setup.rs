@@ -71,12 +71,16 @@ const QEMU_SUITE: &str = "bookworm-backports";
 /// The newest release of the S3 server that the pinned toolchain builds.
 const S3S_FS: &str = "0.14.1";
 
+/// The newest release of the file system exerciser.
+const FSX: &str = "0.3.2";
+
 /// Everything that any task needs.
 pub(crate) fn everything() -> Result<()> {
     packages()?;
     install(KERNEL)?;
     qemu()?;
     s3_server()?;
+    exercisers()?;
     optional();
     Ok(())
 }
@@ -172,6 +176,20 @@ pub(crate) fn s3_server() -> Result<PathBuf> {
         })?;
     }
     Ok(program)
+}
+
+/// `fsx`, the file system exerciser.
+pub(crate) fn exercisers() -> Result<()> {
+    let dir = tools_dir()?;
+    if dir.join("bin/fsx").is_file() {
+        return Ok(());
+    }
+    step("building fsx, the file system exerciser", || {
+        let mut install = cargo();
+        install.current_dir("/").env_remove("CARGO_TARGET_DIR");
+        install.args(["install", "fsx", "--version", FSX, "--locked", "--quiet", "--root"]);
+        must(install.arg(&dir))
+    })
 }
 
 fn optional() {

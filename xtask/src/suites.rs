@@ -36,6 +36,7 @@ const S3: &str = "store_s3";
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     println!("==> setting up what the tests need (packages only where something is missing)");
     setup::packages()?;
+    setup::exercisers()?;
     let mut report = Report::default();
     programs(options, &mut report);
     unit(options, &mut report)?;
@@ -183,7 +184,7 @@ fn programs(options: &Options, report: &mut Report) {
 /// and are walked on the host; on the others what differs.
 const LSM_FILTER_CASES: &str = "ext4:reading,ext4:copying,ext4:workloads,ext4:programs,ext4:mapping,\
     ext4:syscalls,ext4:modifying,ext4:files,ext4:mounts,ext4:metadata,ext4:refusing,ext4:luck,ext4:remote,\
-    ext4:processes,ext4:ways,ext4:nfs,ext4:subtrees,ext4:operating,ext4:regressions,ext4:guarded,\
+    ext4:processes,ext4:deadlocks,ext4:torture,ext4:ways,ext4:nfs,ext4:subtrees,ext4:operating,ext4:regressions,ext4:guarded,\
     xfs:guarded,xfs:ways,xfs:nfs,btrfs:guarded,btrfs:ways,btrfs:nfs,btrfs:subvolumes";
 
 /// What is tried in tier mark-filter, on the patched kernel: what it does of its own.

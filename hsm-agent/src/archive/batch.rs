@@ -335,12 +335,17 @@ fn finish(
 
 /// The object is of no use, unless the record already names it.
 fn give_up(pool: &Pool, file: &Ready, intent: IntentId, catalogue: &mut Batch) {
-    let record = pool.attributes.record(InodeFd::Open(file.fd.as_fd()));
-    let named = match record {
-        Ok(record) => record.and_then(|r| r.archived).is_some_and(|a| a.object == file.id),
-        Err(_) => true,
+    let named = match pool.attributes.record(InodeFd::Open(file.fd.as_fd())) {
+        Ok(record) => record.and_then(|r| r.archived).map(|a| a.object),
+        Err(_) => {
+            catalogue.finished.push(intent);
+            return;
+        }
     };
-    if named {
+    if named == Some(file.id) {
+        // The copy of the previous version has served: nothing names it any more.
+        let old = file.record.archived.map(|a| a.object);
+        catalogue.retired.extend(old.map(|object| (object, now_ns())));
         catalogue.finished.push(intent);
         return;
     }
@@ -351,9 +356,9 @@ fn give_up(pool: &Pool, file: &Ready, intent: IntentId, catalogue: &mut Batch) {
     };
     // A crash here finds the intent of an object that does not exist: it is retired in vain.
     reach(Point::ArchiveUndone);
-    match deleted {
-        Ok(()) => catalogue.finished.push(intent),
-        // The intent stays: the next start tries again.
-        Err(error) => tracing::warn!(%error, "an unused object is left in the store for now"),
+    if let Err(error) = deleted {
+        tracing::warn!(%error, "an unused object is left in the store for now");
+        catalogue.retired.push((file.id, now_ns()));
     }
+    catalogue.finished.push(intent);
 }

@@ -123,8 +123,10 @@ pub fn run_engine(
         .enable_all()
         .build()
         .map_err(system("no runtime"))?;
+    // From here on it watches: whoever stops it then, by a signal, must not let those pass who wait.
+    let signals = runtime.block_on(async { Signals::new() }).map_err(system("signals"))?;
     let engine = Engine::start(&config, &link, runtime.handle(), descriptors)?;
-    let result = runtime.block_on(engine.serve(&config));
+    let result = runtime.block_on(engine.serve(&config, signals));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
@@ -235,7 +237,7 @@ impl Engine {
         Ok(())
     }
 
-    async fn serve(&self, config: &Config) -> Result<(), EngineError> {
+    async fn serve(&self, config: &Config, mut signals: Signals) -> Result<(), EngineError> {
         let stop = CancellationToken::new();
         let api = Arc::new(Api {
             pools: self.pools.clone(),
@@ -251,7 +253,6 @@ impl Engine {
         let server = tokio::spawn(serve(socket, api, ServerOptions::default(), stop.clone()));
         self.link.ready().map_err(system("the holder does not listen"))?;
         let overdue = tokio::spawn(deny_overdue(self.pools.clone()));
-        let mut signals = Signals::new().map_err(system("signals"))?;
         let orphaned = tokio::select! {
             () = signals.stop() => false,
             () = self.orphaned.cancelled() => true,
@@ -260,6 +261,8 @@ impl Engine {
             tracing::error!(
                 "the holder died; offline files are denied until an agent is started again"
             );
+            // Who finds somebody at it takes this for an agent that serves. Jobs may keep it open for long.
+            drop(std::fs::remove_file(&config.agent.socket));
             sentinel::start(&self.pools);
         }
         self.stop(&stop, server).await;

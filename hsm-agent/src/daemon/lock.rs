@@ -19,6 +19,10 @@ use crate::config::AgentConfig;
 /// wait for somebody's lease, for 45 s; killed before that, the kernel would let them pass.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long an engine may take to notice that its holder is dead, after which it gives up its control socket.
+/// It is a matter of milliseconds, but a service manager may start the next agent as soon.
+const NOTICE: Duration = Duration::from_secs(3);
+
 /// Why the state directory is not ours.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -60,14 +64,18 @@ impl AgentLock {
             .write(true)
             .open(&path)
             .map_err(failed)?;
-        let orphan = try_lock(&file).map_err(failed)?;
-        if let Some(pid) = orphan
-            && UnixStream::connect(&agent.socket).is_ok()
-        {
-            let pid = pid.as_raw_nonzero().get();
-            return Err(LockError::Running { pid, directory: agent.state_dir.clone() });
+        let end = Instant::now() + NOTICE;
+        loop {
+            let orphan = try_lock(&file).map_err(failed)?;
+            let Some(pid) = orphan.filter(|_| UnixStream::connect(&agent.socket).is_ok()) else {
+                return Ok(Self { file, path, orphan });
+            };
+            if Instant::now() > end {
+                let pid = pid.as_raw_nonzero().get();
+                return Err(LockError::Running { pid, directory: agent.state_dir.clone() });
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(Self { file, path, orphan })
     }
 
     /// Ends the orphan, if there is one.

@@ -11,11 +11,13 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
+use super::fault::{self, FaultStore};
 use super::instrument::{InstrumentStore, StoreStats};
 use super::limit::LimitStore;
 use super::remote::{RemoteStore, S3Params, Secret};
 use super::retry::{RetryPolicy, RetryStore};
 use super::{LocalStore, MemoryStore, Remembered, Result, Store, StoreError, Subject};
+use crate::failpoint;
 
 /// Kinds of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -251,9 +253,18 @@ pub fn open_with_stats(
     if let Some(rate) = config.rate_limit {
         store = Arc::new(LimitStore::new(store, Some(rate.as_u64()), IN_FLIGHT));
     }
+    if let Some(chances) = faults() {
+        store = Arc::new(FaultStore::by_chance(store, chances));
+    }
     let policy = RetryPolicy { retries: config.retries, deadline: config.deadline };
     store = Arc::new(RetryStore::new(store, policy));
     Ok(Arc::new(InstrumentStore::new(store, stats)))
+}
+
+/// The file that says what goes wrong: in builds with fail points only.
+fn faults() -> Option<PathBuf> {
+    let named = failpoint::BUILT_IN.then(|| std::env::var_os(fault::VARIABLE))?;
+    named.map(PathBuf::from)
 }
 
 #[cfg(test)]

@@ -3,9 +3,14 @@
 //! [`FaultStore::inject`] queues faults per operation; each request takes the next one of its
 //! operation. Damage to reads shows what a bad backend would serve, damage to writes what it would
 //! keep; a reader must answer either with the right bytes or with an error.
+//!
+//! [`FaultStore::by_chance`] rolls dice instead, by [`Chances`] in a file that may change at any time: so a test
+//! spoils the store of a running agent ([`VARIABLE`]).
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -52,18 +57,98 @@ pub struct FaultStore {
     script: Arc<Script>,
 }
 
+/// Names the file with the [`Chances`] of every store of an agent, in a build with
+/// [fail points](crate::failpoint).
+pub const VARIABLE: &str = "HSM_STORE_FAULTS";
+
+/// How many requests in a thousand meet which fault, as in `fail = 100, stall = 20`; what is not named is 0.
+/// No fault among them makes an object wrong for good.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Chances {
+    /// [`Fault::Unavailable`] or [`Fault::Failed`].
+    pub fail: u16,
+    /// [`Fault::DoneButUnavailable`], where something is changed.
+    pub late: u16,
+    /// [`Fault::Stall`].
+    pub stall: u16,
+    /// [`Fault::Delay`] of up to 200 ms.
+    pub delay: u16,
+    /// [`Fault::FlipBit`] or [`Fault::Truncate`], where something is read.
+    pub damage: u16,
+}
+
+impl FromStr for Chances {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let mut chances = Self::default();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let (name, value) = part.split_once('=').ok_or_else(|| format!("{part:?} has no ="))?;
+            let value = value.trim().parse().map_err(|e| format!("{part:?}: {e}"))?;
+            match name.trim() {
+                "fail" => chances.fail = value,
+                "late" => chances.late = value,
+                "stall" => chances.stall = value,
+                "delay" => chances.delay = value,
+                "damage" => chances.damage = value,
+                other => return Err(format!("no fault is called {other:?}")),
+            }
+        }
+        Ok(chances)
+    }
+}
+
+impl Chances {
+    /// What the dice, a number below 1000 and one below 65536, make of a request.
+    fn fault(self, op: Op, dice: u16, other: u16) -> Option<Fault> {
+        let changes = !matches!(op, Op::GetRange | Op::GetTail | Op::Head);
+        let reads = matches!(op, Op::GetRange | Op::GetTail);
+        let even = other.is_multiple_of(2);
+        let delay = Fault::Delay(Duration::from_millis(u64::from(other) % 200));
+        let damaged = if even { Fault::FlipBit(other.into()) } else { Fault::Truncate(1) };
+        let table = [
+            (self.fail, true, if even { Fault::Unavailable } else { Fault::Failed }),
+            (self.late, changes, Fault::DoneButUnavailable),
+            (self.stall, true, Fault::Stall),
+            (self.delay, true, delay),
+            (self.damage, reads, damaged),
+        ];
+        let mut from = 0;
+        for (chance, applies, fault) in table {
+            if (from..from + chance).contains(&dice) {
+                return applies.then_some(fault);
+            }
+            from += chance;
+        }
+        None
+    }
+}
+
 #[derive(Debug, Default)]
 struct Script {
     queue: Mutex<VecDeque<(Op, Fault)>>,
+    chances: Option<PathBuf>,
     fired: AtomicUsize,
 }
 
 impl Script {
     fn next(&self, op: Op) -> Option<Fault> {
+        let fault = self.queued(op).or_else(|| self.by_chance(op))?;
+        self.fired.fetch_add(1, Ordering::SeqCst);
+        Some(fault)
+    }
+
+    fn queued(&self, op: Op) -> Option<Fault> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let at = queue.iter().position(|(o, _)| *o == op)?;
-        self.fired.fetch_add(1, Ordering::SeqCst);
         queue.remove(at).map(|(_, fault)| fault)
+    }
+
+    /// A file that is not there, or that somebody is just writing, means no faults.
+    fn by_chance(&self, op: Op) -> Option<Fault> {
+        let text = std::fs::read_to_string(self.chances.as_ref()?).ok()?;
+        let chances: Chances = text.parse().ok()?;
+        chances.fault(op, rand::random_range(0..1000), rand::random())
     }
 
     /// Takes the next fault; those that need no payload have their effect here.
@@ -120,6 +205,12 @@ impl FaultStore {
     /// Wraps `inner`; without any [`inject`](Self::inject) nothing changes.
     pub fn new(inner: Arc<dyn Store>) -> Self {
         Self { inner, script: Arc::default() }
+    }
+
+    /// Wraps `inner`; each request meets what the [`Chances`] in this file make of it.
+    pub fn by_chance(inner: Arc<dyn Store>, chances: PathBuf) -> Self {
+        let script = Script { chances: Some(chances), ..Script::default() };
+        Self { inner, script: Arc::new(script) }
     }
 
     /// The next `times` requests of this kind meet the fault, after those injected before.
@@ -227,6 +318,28 @@ mod tests {
     #[tokio::test]
     async fn conforms() {
         conformance::run(Arc::new(FaultStore::new(Arc::new(MemoryStore::new())))).await;
+    }
+
+    #[test]
+    fn chances_are_met_as_often_as_they_say() {
+        let chances: Chances = "fail = 100, stall=20,damage = 30".parse().expect("parse");
+        assert_eq!(chances, Chances { fail: 100, stall: 20, damage: 30, ..Chances::default() });
+        let count = |op| (0..1000).filter(|dice| chances.fault(op, *dice, 0).is_some()).count();
+        assert_eq!((count(Op::GetRange), count(Op::Put)), (150, 120));
+        assert_eq!("".parse(), Ok(Chances::default()));
+        assert!("fail".parse::<Chances>().is_err() && "burn = 1".parse::<Chances>().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_changes_spoils_a_store_and_heals_it() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        let store = FaultStore::by_chance(Arc::new(MemoryStore::new()), file.path().to_path_buf());
+        store.flush().await.expect("an empty file means no faults");
+        std::fs::write(file.path(), "fail = 1000").expect("write");
+        store.flush().await.expect_err("every request fails");
+        std::fs::remove_file(file.path()).expect("remove");
+        store.flush().await.expect("no file, no faults");
+        assert_eq!(store.fired(), 1);
     }
 
     #[tokio::test]

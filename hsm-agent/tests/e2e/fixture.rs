@@ -116,7 +116,7 @@ pub(crate) fn run(case: &Case, fs: FsKind, dir: &Path) -> Result<()> {
     let begin = Instant::now();
     let dir = dir.join(format!("{}-{fs}", short(case.name)));
     let mut pool = Pool::new(fs, &dir, case.configure)?;
-    let watchdog = Watchdog::new(&dir, WATCHDOG);
+    let watchdog = Watchdog::new(&dir, WATCHDOG + crate::cases::torture::asked_for());
     let result = panic::catch_unwind(AssertUnwindSafe(|| (case.run)(&mut pool)))
         .unwrap_or_else(|panic| Err(anyhow!("panicked: {}", panic_text(panic.as_ref()))));
     let mut result = result.map_err(|error| {

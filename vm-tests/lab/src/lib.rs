@@ -31,6 +31,7 @@ pub mod s3;
 pub mod sandbox;
 pub mod stats;
 pub mod tier;
+mod tools;
 
 pub use agent::Agent;
 pub use config::PoolConfig;
@@ -40,3 +41,4 @@ pub use loopfs::{FsKind, LoopFs};
 pub use pace::patience;
 pub use run::{Output, Run};
 pub use tier::Tier;
+pub use tools::tool;

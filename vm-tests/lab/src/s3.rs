@@ -12,6 +12,7 @@ use rustix::process::Signal;
 
 use crate::pace::patience;
 use crate::run::kill;
+use crate::tools::tool;
 
 /// The server, with one bucket; killed when dropped.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ impl S3Server {
 
     /// Starts it again after [`stop`](Self::stop).
     pub fn start(&mut self) -> Result<()> {
-        let mut command = Command::new(program()?);
+        let mut command = Command::new(tool("s3s-fs")?);
         command.args(["--host", "127.0.0.1", "--port", &self.port.to_string()]);
         command.args(["--access-key", "e2e-key", "--secret-key", "e2e-key"]);
         command.arg(self.dir.join("root")).env("RUST_LOG", "error").stdout(Stdio::null());
@@ -88,15 +89,4 @@ impl Drop for S3Server {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Where `cargo xtask setup` puts it. A missing one fails the case.
-fn program() -> Result<PathBuf> {
-    let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None => Path::new(&std::env::var_os("HOME").context("no HOME")?).join(".cache"),
-    };
-    let path = cache.join("hsm-dev/tools/bin/s3s-fs");
-    ensure!(path.is_file(), "{} is missing; run: cargo xtask setup", path.display());
-    Ok(path)
 }

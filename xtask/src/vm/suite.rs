@@ -55,10 +55,28 @@ impl Part<'_> {
         self.run_telling(machine, &mut |_| {})
     }
 
+    /// [`run`](Self::run) with more environment variables.
+    pub(crate) fn run_with(
+        &self,
+        machine: Machine,
+        environment: &[(String, String)],
+    ) -> Result<Option<Verdict>> {
+        self.run_in(machine, environment, &mut |_| {})
+    }
+
     /// [`run`](Self::run); shows each line of the suite's output to `each`.
     pub(crate) fn run_telling(
         &self,
         machine: Machine,
+        each: &mut dyn FnMut(&str),
+    ) -> Result<Option<Verdict>> {
+        self.run_in(machine, &[], each)
+    }
+
+    fn run_in(
+        &self,
+        machine: Machine,
+        environment: &[(String, String)],
         each: &mut dyn FnMut(&str),
     ) -> Result<Option<Verdict>> {
         if self.tier.has_programs() {
@@ -77,6 +95,7 @@ impl Part<'_> {
             job.env.push(("HSM_REQUIRE_FILTER".to_owned(), "1".to_owned()));
         }
         job.env.extend(self.selection.map(|part| ("HSM_CASES".to_owned(), part.to_owned())));
+        job.env.extend_from_slice(environment);
         println!("\n==> {}: the same suite as on the host, under a kernel of its own", self.name);
         let (mut sum, mut lines) = ((0, 0), Lines::default());
         let outcome = guest.run(&job, None, &mut |which, bytes| {

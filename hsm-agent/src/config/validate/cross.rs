@@ -52,7 +52,8 @@ fn unique(pools: &[PoolConfig], findings: &mut Findings<'_>) {
 /// The agent must be able to read its own files while it blocks everybody else's accesses.
 fn below_mount(pool: &PoolConfig, key: &str, path: &Path, findings: &mut Findings<'_>) {
     if is_below(path, &pool.mount) {
-        let message = format!("lies on the managed file system {}", pool.mount.display());
+        let (path, mount) = (path.display(), pool.mount.display());
+        let message = format!("{path} lies on the managed file system {mount}");
         findings.error(key, message, "move it: the agent would wait for itself");
     }
 }

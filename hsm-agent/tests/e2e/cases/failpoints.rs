@@ -27,6 +27,7 @@ mod check;
 mod tree;
 mod ways;
 
+pub(super) use check::Index;
 use tree::Tree;
 use ways::Way;
 

@@ -3,6 +3,8 @@
 use crate::fixture::{Case, Needs};
 
 mod copying;
+mod deadlocks;
+mod external;
 mod failpoints;
 mod files;
 mod guarded;
@@ -24,6 +26,7 @@ mod remote;
 mod subtrees;
 mod subvolumes;
 mod syscalls;
+pub(crate) mod torture;
 mod ways;
 mod workloads;
 
@@ -75,6 +78,9 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("remote", remote::CASES),
         ("processes", processes::CASES),
         ("failpoints", failpoints::CASES),
+        ("deadlocks", deadlocks::CASES),
+        ("external", external::CASES),
+        ("torture", torture::CASES),
         ("ways", ways::CASES),
         ("nfs", nfs::CASES),
         ("subvolumes", subvolumes::CASES),

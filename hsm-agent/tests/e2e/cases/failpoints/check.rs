@@ -31,7 +31,7 @@ pub(super) enum When {
 /// Everything.
 pub(super) fn all(pool: &Pool, tree: &Tree, turn: &Turn, when: When) -> Result<()> {
     let index = Index::read(pool)?;
-    ensure!(index.intents == 0, "{} intents are open", index.intents);
+    index.has_no_intents()?;
     for file in &tree.files {
         looks(file, turn, when).context(file.name)?;
     }
@@ -60,11 +60,11 @@ fn agrees(pool: &Pool, tree: &Tree, turn: &Turn) -> Result<()> {
     for file in &tree.files {
         state(pool, &attributes, file, &index, turn).context(file.name)?;
     }
-    nothing_is_orphaned(pool, &index)
+    index.knows_all_of_the_store(pool)
 }
 
 /// The catalogue, as it is on disk.
-struct Index {
+pub(in crate::cases) struct Index {
     /// State and object of each file.
     files: BTreeMap<Vec<u8>, (i64, Option<ObjectId>)>,
     retired: Vec<ObjectId>,
@@ -72,7 +72,7 @@ struct Index {
 }
 
 impl Index {
-    fn read(pool: &Pool) -> Result<Self> {
+    pub(in crate::cases) fn read(pool: &Pool) -> Result<Self> {
         let path = pool.config.state_dir().join("lab.db");
         let database = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         let object = |bytes: [u8; 16]| ObjectId(bytes);
@@ -86,6 +86,32 @@ impl Index {
         let retired = retired.collect::<rusqlite::Result<_>>()?;
         let intents = database.query_row("SELECT count(*) FROM intents", [], |row| row.get(0))?;
         Ok(Self { files, retired, intents })
+    }
+
+    /// Nothing is half done.
+    pub(in crate::cases) fn has_no_intents(&self) -> Result<()> {
+        ensure!(self.intents == 0, "{} intents are open", self.intents);
+        Ok(())
+    }
+
+    /// Whatever is in the store has a file, or waits on the list for the end of its retention.
+    pub(in crate::cases) fn knows_all_of_the_store(&self, pool: &Pool) -> Result<()> {
+        let used = self.files.values().filter_map(|(_, object)| *object);
+        let known: Vec<_> = used.chain(self.retired.iter().copied()).collect();
+        let known: Vec<_> = known
+            .iter()
+            .map(|object| pool.store().join(ObjectKey::new(*object).to_string()))
+            .collect();
+        // What a crash leaves under tmp/ has a rule of its own: a day.
+        let temporary = pool.store().join("tmp");
+        for object in pool.objects()? {
+            if object.starts_with(&temporary) || known.contains(&object) {
+                continue;
+            }
+            let meta = fs::metadata(&object)?;
+            bail!("nobody knows {} ({} bytes)", object.display(), meta.len());
+        }
+        Ok(())
     }
 
     fn state(&self, key: &FileKey) -> Option<(i64, Option<ObjectId>)> {
@@ -171,24 +197,6 @@ fn state(
     if let Some(object) = facts.object {
         let path = pool.store().join(ObjectKey::new(object).to_string());
         ensure!(path.exists(), "{} is not in the store", path.display());
-    }
-    Ok(())
-}
-
-/// Whatever is in the store has a file, or waits on the list for the end of its retention.
-fn nothing_is_orphaned(pool: &Pool, index: &Index) -> Result<()> {
-    let used = index.files.values().filter_map(|(_, object)| *object);
-    let known: Vec<_> = used.chain(index.retired.iter().copied()).collect();
-    let known: Vec<_> =
-        known.iter().map(|object| pool.store().join(ObjectKey::new(*object).to_string())).collect();
-    // What a crash leaves under tmp/ has a rule of its own: a day.
-    let temporary = pool.store().join("tmp");
-    for object in pool.objects()? {
-        if object.starts_with(&temporary) || known.contains(&object) {
-            continue;
-        }
-        let meta = fs::metadata(&object)?;
-        bail!("nobody knows {} ({} bytes)", object.display(), meta.len());
     }
     Ok(())
 }

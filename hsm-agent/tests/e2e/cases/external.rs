@@ -1,0 +1,90 @@
+//! What others wrote to be hard on file systems, with releases beside it: it must find nothing, as on a file
+//! system of the same kind that nobody manages.
+//!
+//! `HSM_TORTURE_SECONDS` (`cargo xtask torture --external`) makes it longer.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use hsm_lab::{Hsm, LoopFs, Run, loopfs};
+
+use super::cases;
+use super::torture::asked;
+use crate::fixture::Pool;
+
+cases! {
+    external_fsx_finds_nothing,
+}
+
+/// `fsx` closes and opens the file often: only then can it be released. Weights are relative.
+const FSX: &str = "flen = 262144
+[weights]
+close_open = 20
+read = 10
+write = 10
+mapread = 10
+mapwrite = 10
+truncate = 10
+punch_hole = 10
+fsync = 1
+fdatasync = 1
+sendfile = 5
+copy_file_range = 5
+invalidate = 1
+";
+
+/// Operations of one `fsx`, and for each second that was asked for.
+const FSX_OPERATIONS: u64 = 2000;
+
+fn external_fsx_finds_nothing(pool: &mut Pool) -> Result<()> {
+    let config = pool.outside("fsx.toml");
+    fs::write(&config, FSX)?;
+    let operations = FSX_OPERATIONS * asked("HSM_TORTURE_SECONDS")?.unwrap_or(1);
+    let plain = LoopFs::create(pool.kind, &pool.outside(""), "plain", loopfs::IMAGE_BYTES)?;
+    let (artifacts, fsx) = (pool.outside("fsx"), hsm_lab::tool("fsx")?);
+    fs::create_dir(&artifacts)?;
+    let run = |dir: &Path, seed: u64| {
+        let numbers = ["-N".into(), operations.to_string(), "-S".into(), seed.to_string()];
+        let file = dir.join(format!("fsx{seed}"));
+        let run = Run::new(&fsx).args(["-q", "-f"]).args([&config]).args(numbers);
+        run.args(["-P"]).args([&artifacts, &file]).limit(Duration::from_secs(600)).start()
+    };
+    let all = |dir: &Path| -> Result<()> {
+        let running = (1..=3).map(|seed| run(dir, seed)).collect::<Result<Vec<_>>>()?;
+        for running in running {
+            let out = running.finish()?;
+            ensure!(out.code() == 0, "on {}: {}", dir.display(), out.describe());
+        }
+        Ok(())
+    };
+    all(plain.path()).context("fsx without hsm")?;
+    fs::create_dir(pool.path("d"))?;
+    let dir = pool.path("d");
+    let archived = with_releases(&pool.hsm, &dir, || all(&dir))?;
+    ensure!(archived > 0, "nothing was archived or released meanwhile");
+    Ok(())
+}
+
+/// Archives and releases everything again and again while `work` is done. How many files were archived.
+fn with_releases(hsm: &Hsm, dir: &Path, work: impl FnOnce() -> Result<()>) -> Result<usize> {
+    let end = Arc::new(AtomicBool::new(false));
+    let (stop, hsm, dir) = (Arc::clone(&end), hsm.clone(), dir.to_path_buf());
+    let releases = thread::spawn(move || -> Result<usize> {
+        let mut archived = 0;
+        while !stop.load(Ordering::Relaxed) {
+            // Most are refused: somebody has them open, or has removed them.
+            let args = ["--json".as_ref(), "migrate".as_ref(), "-r".as_ref(), dir.as_os_str()];
+            archived += hsm.command(args).output()?.text().matches("\"op\":\"migrate\"").count();
+        }
+        Ok(archived)
+    });
+    let result = work();
+    end.store(true, Ordering::Relaxed);
+    let archived = releases.join().map_err(|_| anyhow!("the releases panicked"))??;
+    result.map(|()| archived)
+}
