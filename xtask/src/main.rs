@@ -18,6 +18,7 @@ mod ebpf;
 mod kernel;
 mod lab;
 mod lint;
+mod power_cuts;
 mod process;
 mod report;
 mod setup;
@@ -42,6 +43,8 @@ enum Task {
     BuildProject(build_project::Options),
     /// Runs every paragraph of docs/SEMANTICS.md on every tier and file system, and writes the table
     Conformance(conformance::Options),
+    /// Cuts the power at every flush of a mixed workload, and checks what is left
+    PowerCuts(power_cuts::Options),
     /// Measures archive, release and recall against cp
     Bench(bench::Options),
     /// Builds the kernel programs, and hsm with them inside
@@ -74,6 +77,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(options) => suites::run(&options),
         Task::BuildProject(options) => build_project::run(&options),
         Task::Conformance(options) => conformance::run(&options),
+        Task::PowerCuts(options) => power_cuts::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Build(options) => ebpf::run(&options),
         Task::BuildAndLoad(options) => build_and_load::run(&options),
