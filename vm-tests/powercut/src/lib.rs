@@ -180,16 +180,16 @@ fn cut_all(
             copy(&images, kept)?;
         }
         match look(options, exe, dir, &images, recording, cut) {
-            Ok(checked) => add(outcome, checked),
+            Ok(checked) => {
+                add(outcome, checked);
+                kept.map_or(Ok(()), fs::remove_dir_all)?;
+            }
             Err(error) => {
                 say(&format!("WRONG after cut {turn}, {cut:?}: {error:#}"));
                 outcome.wrong.push(format!("cut {turn}, {cut:?}: {error:#}"));
             }
         }
         let failed = outcome.wrong.len();
-        if let Some(kept) = kept.filter(|_| failed == 0) {
-            fs::remove_dir_all(kept)?;
-        }
         if failed >= ENOUGH {
             return Ok(());
         }
