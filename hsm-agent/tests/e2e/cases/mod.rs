@@ -6,6 +6,7 @@ mod copying;
 mod failpoints;
 mod files;
 mod guarded;
+mod hostile;
 mod luck;
 mod mapping;
 mod marked;
@@ -71,6 +72,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("refusing", refusing::CASES),
         ("luck", luck::CASES),
         ("remote", remote::CASES),
+        ("hostile", hostile::CASES),
         ("processes", processes::CASES),
         ("failpoints", failpoints::CASES),
         ("ways", ways::CASES),

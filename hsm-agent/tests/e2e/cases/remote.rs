@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hsm_lab::patience;
+use hsm_lab::{PoolConfig, patience};
 use rustix::io::Errno;
 
 use super::cases;
@@ -16,10 +16,18 @@ use crate::fixture::{Pool, Sample, assert_read_fails};
 
 const MIB: u64 = 1 << 20;
 
+/// The secret half of the key, which is to be found nowhere.
+const SECRET: &str = "wJalrXUtnFEMI-e2e-secret";
+
 cases! {
     s3_stores_return_identical_bytes,
     an_unreachable_store_is_an_error_and_loses_nothing,
     a_store_that_comes_back_in_time_is_no_error,
+    keys_of_stores_are_in_no_log_and_no_answer with with_every_word,
+}
+
+fn with_every_word(config: &mut PoolConfig) {
+    config.log = "trace".into();
 }
 
 /// `s3s-fs` on the loopback interface, with one bucket.
@@ -35,15 +43,17 @@ impl Server {
         let dir = pool.outside("s3");
         fs::create_dir_all(dir.join("root/bucket"))?;
         fs::write(dir.join("key"), "e2e-key")?;
+        fs::write(dir.join("secret"), SECRET)?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut server = Self { dir, port, process: None };
         server.start()?;
-        let key = format!("{:?}", server.dir.join("key").display().to_string());
+        let file = |name| format!("{:?}", server.dir.join(name).display().to_string());
+        let (key, secret) = (file("key"), file("secret"));
         let mut store = vec![
             "kind = \"s3\"".to_owned(),
             format!("endpoint = \"http://127.0.0.1:{port}\""),
             "bucket = \"bucket\"\nallow_http = true".to_owned(),
-            format!("access_key_file = {key}\nsecret_key_file = {key}"),
+            format!("access_key_file = {key}\nsecret_key_file = {secret}"),
         ];
         store.extend(options.iter().map(|&line| line.to_owned()));
         pool.stop()?;
@@ -55,7 +65,7 @@ impl Server {
     fn start(&mut self) -> Result<()> {
         let mut command = Command::new(program()?);
         command.args(["--host", "127.0.0.1", "--port", &self.port.to_string()]);
-        command.args(["--access-key", "e2e-key", "--secret-key", "e2e-key"]);
+        command.args(["--access-key", "e2e-key", "--secret-key", SECRET]);
         command.arg(self.dir.join("root")).env("RUST_LOG", "error").stdout(Stdio::null());
         let process = self.process.insert(command.spawn()?);
         let end = Instant::now() + patience(Duration::from_secs(20));
@@ -137,4 +147,37 @@ fn a_store_that_comes_back_in_time_is_no_error(pool: &mut Pool) -> Result<()> {
             reader.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a reader panicked")))
         })
     })
+}
+
+/// Whatever goes well or wrong, and however much is logged.
+fn keys_of_stores_are_in_no_log_and_no_answer(pool: &mut Pool) -> Result<()> {
+    pool.config.limits.push("recall_deadline = \"3s\"".into());
+    let mut server = Server::new(pool, &["deadline = \"1s\"", "retries = 1"])?;
+    let file = pool.offline_file("file", MIB)?;
+    let mut said = Vec::new();
+    for stopped in [false, true] {
+        if stopped {
+            server.stop();
+            assert_read_fails(&file.path, &[Errno::IO, Errno::AGAIN].map(Errno::raw_os_error))?;
+        }
+        for args in [&["status"][..], &["doctor"], &["config", "check"], &["waiters"]] {
+            for json in [&["--json"][..], &[]] {
+                // What they find is their affair.
+                let out = pool.hsm.command(json.iter().chain(args)).output()?;
+                said.push(format!("{}\n{}", out.text(), out.stderr));
+            }
+        }
+    }
+    said.push(pool.agent()?.log());
+    let log = said.last().map_or(0, String::len);
+    ensure!(log > 10_000, "the log has {log} bytes: not every word was logged");
+    ensure!(!said.iter().any(|text| text.contains(SECRET)), "the secret is told");
+    for process in [vec![pool.agent()?.holder()], pool.agent()?.engines()].concat() {
+        for what in ["cmdline", "environ"] {
+            let text = fs::read(format!("/proc/{process}/{what}"))?;
+            ensure!(!String::from_utf8_lossy(&text).contains(SECRET), "the secret is in {what}");
+        }
+    }
+    server.start()?;
+    file.check()
 }
