@@ -19,6 +19,7 @@ mod kernel;
 mod lab;
 mod lint;
 mod overload;
+mod power_cuts;
 mod process;
 mod report;
 mod setup;
@@ -46,6 +47,8 @@ enum Task {
     BuildProject(build_project::Options),
     /// Runs every paragraph of docs/SEMANTICS.md on every tier and file system, and writes the table
     Conformance(conformance::Options),
+    /// Cuts the power at every flush of a mixed workload, and checks what is left
+    PowerCuts(power_cuts::Options),
     /// Measures archive, release and recall against cp
     Bench(bench::Options),
     /// Blocks thousands of readers, recalls among a million offline files, storms
@@ -81,6 +84,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Torture(options) => torture::run(&options),
         Task::BuildProject(options) => build_project::run(&options),
         Task::Conformance(options) => conformance::run(&options),
+        Task::PowerCuts(options) => power_cuts::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Overload(options) => overload::run(&options),
         Task::Build(options) => ebpf::run(&options),

@@ -34,7 +34,7 @@ pub use error::CatalogError;
 pub use intents::{Intent, IntentId, IntentOp, NewIntent};
 pub use query::{StateTotals, Totals};
 pub use rows::FileRow;
-pub use write::Batch;
+pub use write::{Batch, Note};
 
 /// Index and intent log of one pool. Blocking: call it from threads that may wait for a disk.
 #[derive(Debug)]

@@ -90,6 +90,46 @@ fn ctimes_vouch_only_in_the_boot_that_saw_them() {
     assert_eq!(this, same);
 }
 
+/// The same file with another object.
+fn with_object(n: u64, other: u64) -> FileRow {
+    FileRow { object: Some(object(other)), ..row(n, FileState::Archived) }
+}
+
+#[test]
+fn an_object_that_is_replaced_begins_its_retention() {
+    let (_dir, catalog) = fresh();
+    upsert(&catalog, vec![with_object(1, 100)]);
+    upsert(&catalog, vec![with_object(1, 100)]);
+    assert_eq!(catalog.retired_count().expect("count"), 0);
+    upsert(&catalog, vec![with_object(1, 101)]);
+    catalog.set_complete(true).expect("complete");
+    assert_eq!(catalog.retired_before(i64::MAX).expect("retired"), [object(100)]);
+    assert_eq!(
+        catalog.retired_before(1_700_000_000_000_000_000).expect("retired"),
+        [],
+        "not before"
+    );
+}
+
+#[test]
+fn what_was_seen_earlier_does_not_undo_an_archive() {
+    let (_dir, catalog) = fresh();
+    let note = |row: FileRow, known: Option<u64>| {
+        let notes = vec![Note { row, known: known.map(object) }];
+        catalog.commit(&Batch { notes, ..Batch::default() }).expect("commit");
+        catalog.get(&key(1)).expect("get").and_then(|row| row.object)
+    };
+    assert_eq!(note(with_object(1, 100), None), Some(object(100)), "a file that nobody knew");
+    upsert(&catalog, vec![with_object(1, 101)]);
+    assert_eq!(note(with_object(1, 100), Some(100)), Some(object(101)), "a late word of a recall");
+    assert_eq!(note(with_object(1, 102), None), Some(object(101)), "a late word of a scan");
+    catalog.set_complete(true).expect("complete");
+    assert_eq!(catalog.retired_before(i64::MAX).expect("retired"), [object(100)]);
+    // A power cut has taken a record back: what the inode names counts.
+    assert_eq!(note(with_object(1, 100), Some(101)), Some(object(100)));
+    assert_eq!(catalog.retired_before(i64::MAX).expect("retired"), [object(101)]);
+}
+
 #[test]
 fn totals_follow_every_change() {
     let (_dir, catalog) = fresh();

@@ -15,12 +15,25 @@ pub struct Batch {
     /// Objects that no inode refers to any more, each with the time since when (nanoseconds since
     /// the epoch). Retiring an object again restarts its retention time.
     pub retired: Vec<(ObjectId, i64)>,
-    /// New or changed files. The object of such a row is taken off the garbage list.
+    /// New or changed files, from who holds the claim on them. The object of such a row is taken off the
+    /// garbage list; the one that the file had before, if it is another, is put on it.
     pub upserts: Vec<FileRow>,
+    /// The same, from who has only looked: by now somebody may have archived the file again.
+    pub notes: Vec<Note>,
     /// Objects that turned out to be in use.
     pub unretired: Vec<ObjectId>,
     /// Intents whose outcome this batch records.
     pub finished: Vec<IntentId>,
+}
+
+/// What somebody saw of a file without a claim on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// What he saw.
+    pub row: FileRow,
+    /// The object that the index named before he looked. If it names another one now, that is news, and the
+    /// note counts for nothing.
+    pub known: Option<ObjectId>,
 }
 
 /// What a transaction waits for.
@@ -78,11 +91,12 @@ impl Catalog {
 /// Whether the batch brings an object back that is on the garbage list.
 fn revives(conn: &Connection, batch: &Batch) -> rusqlite::Result<bool> {
     let mut any = conn.prepare_cached("SELECT 1 FROM retired LIMIT 1")?;
-    if batch.upserts.is_empty() || !any.exists([])? {
+    let rows = || batch.upserts.iter().chain(batch.notes.iter().map(|note| &note.row));
+    if rows().next().is_none() || !any.exists([])? {
         return Ok(false);
     }
     let mut find = conn.prepare_cached("SELECT 1 FROM retired WHERE object = ?")?;
-    for object in batch.upserts.iter().filter_map(|row| row.object) {
+    for object in rows().filter_map(|row| row.object) {
         if find.query_row([object.0], |_| Ok(())).optional()?.is_some() {
             return Ok(true);
         }
@@ -94,8 +108,14 @@ fn apply(tx: &Transaction<'_>, batch: &Batch, instance: i64) -> rusqlite::Result
     let mut remove = tx.prepare_cached("DELETE FROM files WHERE key = ?")?;
     batch.removes.iter().try_for_each(|key| remove.execute([key.to_blob()]).map(drop))?;
     retire(tx, &batch.retired)?;
-    upsert(tx, &batch.upserts, instance)?;
-    let used = batch.upserts.iter().filter_map(|row| row.object);
+    let mut rows: Vec<_> = batch.upserts.iter().collect();
+    for note in &batch.notes {
+        if is_news(tx, note)? {
+            rows.push(&note.row);
+        }
+    }
+    upsert(tx, &rows, instance)?;
+    let used = rows.iter().filter_map(|row| row.object);
     let mut unretire = tx.prepare_cached("DELETE FROM retired WHERE object = ?")?;
     used.chain(batch.unretired.iter().copied())
         .try_for_each(|object| unretire.execute([object.0]).map(drop))?;
@@ -113,9 +133,18 @@ fn retire(tx: &Transaction<'_>, retired: &[(ObjectId, i64)]) -> rusqlite::Result
         .try_for_each(|(object, since)| insert.execute(params![object.0, since]).map(drop))
 }
 
-fn upsert(tx: &Transaction<'_>, rows: &[FileRow], instance: i64) -> rusqlite::Result<()> {
+/// Whether the index still names the object that it did before somebody looked, or does not know the file.
+fn is_news(tx: &Transaction<'_>, note: &Note) -> rusqlite::Result<bool> {
+    let mut find = tx.prepare_cached("SELECT object FROM files WHERE key = ?")?;
+    let named = find.query_row([note.row.key.to_blob()], |row| row.get::<_, Option<[u8; 16]>>(0));
+    Ok(named.optional()?.is_none_or(|named| named.map(ObjectId) == note.known))
+}
+
+fn upsert(tx: &Transaction<'_>, rows: &[&FileRow], instance: i64) -> rusqlite::Result<()> {
+    let mut retire = tx.prepare_cached(RETIRE_REPLACED)?;
     let mut insert = tx.prepare_cached(UPSERT)?;
     for row in rows {
+        retire.execute(params![row.key.to_blob(), row.object.map(|object| object.0)])?;
         insert.execute(params![
             row.key.to_blob(),
             row.object.map(|object| object.0),
@@ -132,6 +161,13 @@ fn upsert(tx: &Transaction<'_>, rows: &[FileRow], instance: i64) -> rusqlite::Re
     }
     Ok(())
 }
+
+/// The object that a row is about to forget.
+const RETIRE_REPLACED: &str = "\
+    INSERT INTO retired (object, since_ns)
+    SELECT object, CAST(unixepoch('subsec') * 1e9 AS INTEGER) FROM files
+     WHERE key = ?1 AND object IS NOT NULL AND object IS NOT ?2
+    ON CONFLICT DO NOTHING";
 
 /// An update, not `INSERT OR REPLACE`: a replaced row would escape the trigger that counts it out.
 const UPSERT: &str = "\

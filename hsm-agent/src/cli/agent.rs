@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::config::Config;
+use crate::sys::process;
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
@@ -35,6 +36,8 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args, daemon: Daemon) -> Result<Exit, Failure> {
     let config = context.config_path();
+    process::leave_no_dump()
+        .map_err(|e| Failure::new(Exit::Failed, format!("core dumps cannot be turned off: {e}")))?;
     let result = if args.engine {
         // It must touch no file before the holder knows it, not even the configuration.
         (daemon.run_engine)(config)

@@ -99,7 +99,7 @@ fn release(pool: &Arc<Pool>, intent: &Intent, patience: Instant, batch: &mut Bat
         }
         Ok(Some(_)) => match repunch(pool, &file, patience) {
             Ok(row) => {
-                debug_assert_eq!(row.state, FileState::Offline);
+                debug_assert!(matches!(row.state, FileState::Offline | FileState::Partial));
                 batch.upserts.push(row);
                 batch.finished.push(intent.id);
             }

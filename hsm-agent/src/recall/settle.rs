@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
-use crate::catalog::{Batch, FileRow};
+use crate::catalog::{Batch, FileRow, Note};
 use crate::core::{Event, FileKey, FileState};
 use crate::daemon::pool::{FileRef, Pool};
 use crate::failpoint::{Point, reach};
@@ -204,7 +204,7 @@ pub fn run(pool: &Arc<Pool>, device: &OwnedFd, queue: &mpsc::Receiver<Work>) {
         for work in std::iter::once(first).chain(queue.try_iter().take(MAX_BATCH - 1)) {
             match work {
                 Work::Settle(settle) => batch.push((settle, Ok(()))),
-                Work::Note(row) => catalogue.upserts.push(row),
+                Work::Note(row) => catalogue.notes.push(seen(row)),
             }
         }
         settle(pool, device, batch, catalogue);
@@ -224,13 +224,18 @@ fn settle(pool: &Arc<Pool>, device: &OwnedFd, mut batch: Vec<Attempt>, mut catal
     sync(device, &mut batch, |stage| matches!(stage, Stage::Cleared(_)));
     reach(Point::SettleDurable);
     for (mut settle, result) in batch {
-        catalogue.upserts.extend(settle.take_row());
+        catalogue.notes.extend(settle.take_row().map(seen));
         finish(pool, &settle, result);
     }
     if let Err(error) = pool.catalog.commit(&catalogue) {
         tracing::warn!(%error, "catalogue not updated; `hsm scan` will");
     }
     reach(Point::SettleCommitted);
+}
+
+/// A recall changes no object. By the time of its row the file may have been written to, and archived again.
+fn seen(row: FileRow) -> Note {
+    Note { known: row.object, row }
 }
 
 /// One by one if there are few, otherwise all at once.

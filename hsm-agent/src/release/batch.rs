@@ -404,7 +404,7 @@ fn finish(
 }
 
 /// Recovery: finishes a release that stopped between marker and punch, if nobody uses the file.
-/// Waits until `patience` for somebody who has it open. Returns the row for the catalogue, or why the
+/// Waits until `patience` for somebody who has it open. A partial file was released before, and stays. Returns the row for the catalogue, or why the
 /// release is not finished.
 pub fn repunch(
     pool: &Arc<Pool>,
@@ -431,6 +431,13 @@ pub fn repunch(
     // A marker that was copied here says nothing of this file's data, which may be the only copy.
     if marker.owner != Owner::of(stat.ino, generation) || stat.size != marker.size {
         return Err("its marker is not that of this file and size".into());
+    }
+    // Ranges have been recalled since: the release had come to its end, and a power cut took back only what
+    // the catalogue knew of that. Punched now, they would be zeros that the map vouches for.
+    let map = pool.attributes.map(open, &marker).map_err(|e| e.to_string())?;
+    if (0..map.chunks()).any(|chunk| map.contains(chunk)) {
+        let file = Ready { lease, fd, stat, copy, generation, map: true, _claim: claim };
+        return Ok(FileRow { state: FileState::Partial, ..row(pool, candidate, &file, &stat) });
     }
     // The marker may have been set by a process that died before its sync.
     rustix::fs::fsync(&*fd).map_err(|e| io("the marker cannot be made durable")(e.into()))?;

@@ -2,7 +2,10 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, getrlimit, set_dumpable_behavior,
+    setrlimit,
+};
 
 /// Raises the soft limit of descriptors to the hard one: each waiting reader needs one.
 /// Returns the limit in force.
@@ -11,6 +14,14 @@ pub fn raise_descriptor_limit() -> u64 {
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let _ = setrlimit(Resource::Nofile, raised);
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// From here on this process leaves no core dump, whatever it dies of, and nobody without CAP_SYS_PTRACE looks
+/// into it: it has keys of stores, and file content. The flag is what counts, also where the kernel pipes
+/// dumps into a program; the limit is for who looks at it. Both end with the next `execve`, or are inherited.
+pub fn leave_no_dump() -> std::io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
 }
 
 /// Numbers of the descriptors that this process has open.
@@ -130,6 +141,23 @@ fn flags_say_path(info: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_leaves_no_dump_says_so() {
+        // In a process of its own: the flag stays.
+        if std::env::var_os("HSM_TEST_LEAVE_NO_DUMP").is_some() {
+            leave_no_dump().unwrap();
+            let now = rustix::process::dumpable_behavior().unwrap();
+            assert_eq!(now, DumpableBehavior::NotDumpable);
+            assert_eq!(getrlimit(Resource::Core).current, Some(0));
+            return;
+        }
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "sys::process::tests::a_process_that_leaves_no_dump_says_so"]);
+        let output = again.env("HSM_TEST_LEAVE_NO_DUMP", "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    }
 
     #[test]
     fn descriptors_that_only_name_a_file_are_told_apart() {

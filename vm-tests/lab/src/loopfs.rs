@@ -43,6 +43,14 @@ impl FsKind {
         self != Self::Ext4
     }
 
+    /// Makes a sparse image of so many bytes with an empty file system in it.
+    pub fn make(self, image: &Path, bytes: u64) -> Result<()> {
+        File::create_new(image)?.set_len(bytes)?;
+        let [program, options @ ..] = self.mkfs() else { bail!("no mkfs") };
+        Run::new(program).args(options).args([image]).ok().context("mkfs")?;
+        Ok(())
+    }
+
     fn mkfs(self) -> &'static [&'static str] {
         match self {
             // Without lazy initialisation no kernel thread writes to the image behind a bench.
@@ -85,13 +93,18 @@ impl LoopFs {
     pub fn create(kind: FsKind, dir: &Path, name: &str, bytes: u64) -> Result<Self> {
         let image = dir.join(format!("{name}.img"));
         let mount = dir.join(name);
-        File::create_new(&image)?.set_len(bytes)?;
-        let [program, options @ ..] = kind.mkfs() else { bail!("no mkfs") };
-        Run::new(program).args(options).args([&image]).ok().context("mkfs")?;
+        kind.make(&image, bytes)?;
         fs::create_dir(&mount)?;
+        let this = Self::of_image(kind, &image, &mount)?;
+        rustix::fs::chmod(&this.mount, rustix::fs::Mode::from_raw_mode(0o755))?;
+        Ok(this)
+    }
+
+    /// Mounts an image that has a file system already on a directory that is there already.
+    pub fn of_image(kind: FsKind, image: &Path, mount: &Path) -> Result<Self> {
+        let (image, mount) = (image.to_path_buf(), mount.to_path_buf());
         let mut this = Self { kind, image, mount, mounted: false };
         this.mount()?;
-        rustix::fs::chmod(&this.mount, rustix::fs::Mode::from_raw_mode(0o755))?;
         Ok(this)
     }
 

@@ -14,6 +14,9 @@ use crate::pace::patience;
 use crate::run::kill;
 use crate::tools::tool;
 
+/// The secret half of its key, for who looks whether it is told somewhere.
+pub const SECRET: &str = "wJalrXUtnFEMI-e2e-secret";
+
 /// The server, with one bucket; killed when dropped.
 #[derive(Debug)]
 pub struct S3Server {
@@ -27,6 +30,7 @@ impl S3Server {
     pub fn new(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir.join("root/bucket"))?;
         fs::write(dir.join("key"), "e2e-key")?;
+        fs::write(dir.join("secret"), SECRET)?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut server = Self { dir: dir.to_path_buf(), port, process: None };
         server.start()?;
@@ -35,12 +39,13 @@ impl S3Server {
 
     /// The lines of `[pool.store]` that lead to it.
     pub fn store_lines(&self) -> Vec<String> {
-        let key = format!("{:?}", self.dir.join("key").display().to_string());
+        let file = |name| format!("{:?}", self.dir.join(name).display().to_string());
+        let (key, secret) = (file("key"), file("secret"));
         vec![
             "kind = \"s3\"".to_owned(),
             format!("endpoint = \"http://127.0.0.1:{}\"", self.port),
             "bucket = \"bucket\"\nallow_http = true".to_owned(),
-            format!("access_key_file = {key}\nsecret_key_file = {key}"),
+            format!("access_key_file = {key}\nsecret_key_file = {secret}"),
         ]
     }
 
@@ -48,7 +53,7 @@ impl S3Server {
     pub fn start(&mut self) -> Result<()> {
         let mut command = Command::new(tool("s3s-fs")?);
         command.args(["--host", "127.0.0.1", "--port", &self.port.to_string()]);
-        command.args(["--access-key", "e2e-key", "--secret-key", "e2e-key"]);
+        command.args(["--access-key", "e2e-key", "--secret-key", SECRET]);
         command.arg(self.dir.join("root")).env("RUST_LOG", "error").stdout(Stdio::null());
         let process = self.process.insert(command.spawn()?);
         let end = Instant::now() + patience(Duration::from_secs(20));

@@ -7,7 +7,7 @@ use rustix::fs::OFlags;
 
 use super::runner::{BatchLimit, Job};
 use crate::archive::archive;
-use crate::catalog::{Batch, FileRow};
+use crate::catalog::{Batch, FileRow, Note};
 use crate::control::types::{Op, Outcome, Reason};
 use crate::core;
 use crate::daemon::outcome::{Candidate, FileOutcome, Stop};
@@ -205,8 +205,9 @@ impl Quiet {
         let Ok(stat) = inode::stat(&candidate.path) else { return };
         row.version.ctime_ns = stat.ctime_ns;
         if lease.intact()
-            && let Err(error) =
-                pool.catalog.commit(&Batch { upserts: vec![row], ..Batch::default() })
+            && let Err(error) = pool
+                .catalog
+                .commit(&Batch { notes: vec![Note { known: row.object, row }], ..Batch::default() })
         {
             tracing::debug!(%error, "the next release compares the content");
         }

@@ -8,7 +8,7 @@ use globset::GlobSet;
 use rustix::fs::OFlags;
 
 use super::runner::Job;
-use crate::catalog::{Batch, CatalogError, FileRow};
+use crate::catalog::{Batch, CatalogError, FileRow, Note};
 use crate::control::types::{JobEvent, Reason};
 use crate::control::{ApiError, ApiErrorKind};
 use crate::core::{FileState, Subtrees};
@@ -94,7 +94,7 @@ impl Scan<'_> {
                 self.job.report(&e.path, FileOutcome::io("it cannot be looked at", &e.error));
             }
         }
-        if self.batch.upserts.len() >= BATCH {
+        if self.batch.notes.len() >= BATCH {
             self.write()?;
         }
         Ok(())
@@ -164,21 +164,20 @@ pub(in crate::daemon) fn note(
     batch: &mut Batch,
 ) -> Result<bool, FileOutcome> {
     let (fd, key) = (InodeFd::Path(candidate.path.as_fd()), &candidate.file.key);
+    // Before the inode: whatever is archived from here on shows in it, or overrules this note.
+    let known = pool.catalog.get(key).ok().flatten();
     let facts = pool.attributes.facts(fd, &candidate.stat, Some(key))?;
     if facts.state == FileState::Resident {
         return Ok(false);
     }
     let recorded = facts.copy.map_or(0, |c| c.version.generation);
     let mut version = candidate.stat.version(key.generation().unwrap_or(recorded));
-    let known = pool.catalog.get(&candidate.file.key).ok().flatten();
     let vouched = known.as_ref().is_some_and(|k| k.version.ctime_ns == version.ctime_ns);
     if !vouched {
         // A scan does not know whether the data changed behind it: it must not vouch for it.
         version.ctime_ns = FileRow::UNKNOWN_CTIME;
     }
-    let old = known.and_then(|k| k.object).filter(|old| Some(*old) != facts.object);
-    batch.retired.extend(old.map(|old| (old, now_ns())));
-    batch.upserts.push(FileRow {
+    let row = FileRow {
         key: candidate.file.key.clone(),
         object: facts.object,
         state: facts.state,
@@ -186,6 +185,7 @@ pub(in crate::daemon) fn note(
         local_bytes: Some(candidate.stat.allocated),
         path_hint: pool.relative(&candidate.name),
         archived_at_ns: facts.copy.map(|c| c.archived_at_ns),
-    });
+    };
+    batch.notes.push(Note { known: known.and_then(|k| k.object), row });
     Ok(true)
 }

@@ -8,6 +8,7 @@ mod external;
 mod failpoints;
 mod files;
 mod guarded;
+mod hostile;
 mod luck;
 mod mapping;
 mod marked;
@@ -76,6 +77,7 @@ fn anywhere() -> impl Iterator<Item = (&'static str, Case)> {
         ("refusing", refusing::CASES),
         ("luck", luck::CASES),
         ("remote", remote::CASES),
+        ("hostile", hostile::CASES),
         ("processes", processes::CASES),
         ("failpoints", failpoints::CASES),
         ("deadlocks", deadlocks::CASES),

@@ -42,6 +42,7 @@ cases! {
     a_write_that_nobody_watched_is_not_undone,
     a_copied_marker_is_told_and_takes_nothing_away,
     a_cut_off_release_takes_only_what_its_object_has,
+    a_release_that_came_to_its_end_is_not_done_again with |config| ranges_for(config, "*"); needs Ranges,
 }
 
 fn ranges_for(config: &mut PoolConfig, program: &str) {
@@ -567,6 +568,25 @@ fn cut_off_releases(pool: &Pool, files: &[(&Path, &str)]) -> Result<PathBuf> {
     };
     Catalog::open(&database)?.begin(&files.iter().map(intent).collect::<Result<Vec<_>>>()?)?;
     Ok(database)
+}
+
+/// A power cut can take back what the catalogue knows of a release's end, and leave the ranges that were
+/// recalled afterwards, with the map that vouches for them.
+fn a_release_that_came_to_its_end_is_not_done_again(pool: &mut Pool) -> Result<()> {
+    let file = pool.offline_file("file", 8 * MIB)?;
+    let state = pool.hsm.state(&file.path)?.json;
+    let object = state.get("object").and_then(|o| o.as_str()).context("no object")?.to_owned();
+    let args = [file.path.display().to_string(), (2 * MIB).to_string(), "1000".to_owned()];
+    file.content.check_range(2 * MIB, &pool.helper("pread", args)?.ok()?.stdout)?;
+    pool.assert_state(&file.path, &["partial"])?;
+    pool.stop()?;
+    let database = cut_off_releases(pool, &[(&file.path, &object)])?;
+    pool.start()?;
+    file.check()?;
+    pool.stop()?;
+    let open = Catalog::open(&database)?.open_intents()?;
+    ensure!(open.is_empty(), "the intent stays: {open:?}");
+    pool.start()
 }
 
 /// The same times after a power cut prove nothing: an fdatasync of a writer does not make them durable.

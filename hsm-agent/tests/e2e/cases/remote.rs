@@ -4,8 +4,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use hsm_lab::patience;
-use hsm_lab::s3::S3Server;
+use hsm_lab::s3::{S3Server, SECRET};
+use hsm_lab::{PoolConfig, patience};
 use rustix::io::Errno;
 
 use super::cases;
@@ -17,6 +17,11 @@ cases! {
     s3_stores_return_identical_bytes,
     an_unreachable_store_is_an_error_and_loses_nothing,
     a_store_that_comes_back_in_time_is_no_error,
+    keys_of_stores_are_in_no_log_and_no_answer with with_every_word,
+}
+
+fn with_every_word(config: &mut PoolConfig) {
+    config.log = "trace".into();
 }
 
 /// An S3 server that the pool uses from now on, with these options for the store.
@@ -75,4 +80,37 @@ fn a_store_that_comes_back_in_time_is_no_error(pool: &mut Pool) -> Result<()> {
             reader.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a reader panicked")))
         })
     })
+}
+
+/// Whatever goes well or wrong, and however much is logged.
+fn keys_of_stores_are_in_no_log_and_no_answer(pool: &mut Pool) -> Result<()> {
+    pool.config.limits.push("recall_deadline = \"3s\"".into());
+    let mut server = server(pool, &["deadline = \"1s\"", "retries = 1"])?;
+    let file = pool.offline_file("file", MIB)?;
+    let mut said = Vec::new();
+    for stopped in [false, true] {
+        if stopped {
+            server.stop();
+            assert_read_fails(&file.path, &[Errno::IO, Errno::AGAIN].map(Errno::raw_os_error))?;
+        }
+        for args in [&["status"][..], &["doctor"], &["config", "check"], &["waiters"]] {
+            for json in [&["--json"][..], &[]] {
+                // What they find is their affair.
+                let out = pool.hsm.command(json.iter().chain(args)).output()?;
+                said.push(format!("{}\n{}", out.text(), out.stderr));
+            }
+        }
+    }
+    said.push(pool.agent()?.log());
+    let log = said.last().map_or(0, String::len);
+    ensure!(log > 10_000, "the log has {log} bytes: not every word was logged");
+    ensure!(!said.iter().any(|text| text.contains(SECRET)), "the secret is told");
+    for process in [vec![pool.agent()?.holder()], pool.agent()?.engines()].concat() {
+        for what in ["cmdline", "environ"] {
+            let text = fs::read(format!("/proc/{process}/{what}"))?;
+            ensure!(!String::from_utf8_lossy(&text).contains(SECRET), "the secret is in {what}");
+        }
+    }
+    server.start()?;
+    file.check()
 }
