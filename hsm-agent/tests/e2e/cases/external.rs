@@ -4,7 +4,7 @@
 //! `HSM_TORTURE_SECONDS` (`cargo xtask torture --external`) makes it longer.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

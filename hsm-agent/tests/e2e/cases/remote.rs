@@ -1,5 +1,6 @@
 //! A store behind a network: an S3 server that comes and goes.
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
