@@ -49,7 +49,7 @@ pub(crate) struct Options {
     /// The managed file system
     #[arg(long, default_value = "ext4", value_parser = parse_fs)]
     fs: FsKind,
-    /// A line of [limits] for the agent
+    /// A line of `[limits]` for the agent
     #[arg(long)]
     limit: Vec<String>,
     /// The readers' own part

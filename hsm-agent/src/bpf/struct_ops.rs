@@ -135,6 +135,9 @@ fn told(log: &str) -> String {
     if log.is_empty() { String::new() } else { format!("\n{log}") }
 }
 
+/// In place of the descriptor of a map that only the guard's programs use.
+const NO_MAP: i32 = -1;
+
 /// Programs with descriptors of maps in them.
 struct Linked {
     /// Instructions by the programs' names.
@@ -159,11 +162,12 @@ fn relocate(image: &Image, dir: &Path) -> io::Result<Linked> {
     object.programs.retain(|name, _| ours(name));
     let mut maps = Vec::new();
     for (name, map) in std::mem::take(&mut object.maps) {
-        if let Some(fd) = open(dir, &name, &map)? {
-            maps.push((name, fd, map));
-        }
+        let fd = open(dir, &name, &map)?;
+        maps.push((name, fd, map));
     }
-    let places = maps.iter().map(|(name, fd, map)| (name.as_str(), fd.as_raw_fd(), map));
+    // Every map has a place: of one that is left out aya would take another in its stead.
+    let number = |fd: &Option<OwnedFd>| fd.as_ref().map_or(NO_MAP, AsRawFd::as_raw_fd);
+    let places = maps.iter().map(|(name, fd, map)| (name.as_str(), number(fd), map));
     object.relocate_maps(places, &text).map_err(io::Error::other)?;
     object.relocate_calls(&text).map_err(io::Error::other)?;
     let mut code = HashMap::new();
@@ -172,11 +176,11 @@ fn relocate(image: &Image, dir: &Path) -> io::Result<Linked> {
             code.insert(name.clone(), encode(&function.instructions));
         }
     }
-    Ok(Linked { code, _maps: maps.into_iter().map(|(_, fd, _)| fd).collect() })
+    Ok(Linked { code, _maps: maps.into_iter().filter_map(|(_, fd, _)| fd).collect() })
 }
 
 /// A map of the guard's set, or one with the object's constants. `None`: the filter has no use for it; a
-/// program that refers to it all the same is not relocated.
+/// program that refers to it all the same is refused by the kernel ([`NO_MAP`]).
 fn open(dir: &Path, name: &str, map: &Map) -> io::Result<Option<OwnedFd>> {
     let named = |e: io::Error| io::Error::new(e.kind(), format!("map {name}: {e}"));
     if MAPS.contains(&name) {

@@ -50,6 +50,11 @@ impl Config {
         Some(&pool.marker)
     }
 
+    /// The file that it was read from, as it was named.
+    pub fn file(&self) -> &Path {
+        Path::new(self.origins.file())
+    }
+
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };

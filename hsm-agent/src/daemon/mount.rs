@@ -118,7 +118,8 @@ pub(super) fn refuse_own_files(
         ("the state directory", Some(config.agent.state_dir.as_path())),
         ("the control socket's directory", config.agent.socket.parent()),
         ("the store", pool.store.path.as_deref()),
-        // To start an engine again is to open this file, and nobody could answer.
+        // To start an engine again is to open these, and nobody could answer.
+        ("the configuration", Some(config.file())),
         ("the program", Some(Path::new("/proc/self/exe"))),
     ];
     for (what, path) in own {

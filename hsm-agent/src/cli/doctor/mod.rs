@@ -128,7 +128,7 @@ fn examine_pool(
 
 /// What the agent itself writes while it serves a pool.
 fn own_files<'a>(config: &'a Config, pool: &'a PoolConfig) -> Vec<&'a std::path::Path> {
-    let mut paths = vec![config.agent.state_dir.as_path()];
+    let mut paths = vec![config.agent.state_dir.as_path(), config.file()];
     paths.extend(pool.store.path.as_deref());
     paths
 }

@@ -62,6 +62,11 @@ fn own_files_on_the_managed_file_system_are_refused(pool: &mut Pool) -> Result<(
             refused(&file, way).with_context(|| format!("{key} at {}", way.display()))?;
         }
     }
+    for way in &ways {
+        let file = way.join("hsm.toml");
+        fs::write(&file, good.render())?;
+        refused(&file, way).with_context(|| format!("configuration at {}", way.display()))?;
+    }
     drop(bound);
     pool.start()?;
     pool.offline_file("file", MIB)?.check()
