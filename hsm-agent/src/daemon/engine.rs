@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, Once, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -44,6 +44,8 @@ const DEADLINE_SLACK: Duration = Duration::from_secs(2);
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Then it waits so long for what is in place to become durable.
 const SETTLE_GRACE: Duration = Duration::from_secs(15);
+/// A start that fails because the holder is dead: the threads that hear it find out within this time.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// Why the engine could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -124,15 +126,22 @@ pub fn run_engine(
         .build()
         .map_err(system("no runtime"))?;
     // From here on it watches: whoever stops it then, by a signal, must not let those pass who wait.
-    let signals = runtime.block_on(async { Signals::new() }).map_err(system("signals"))?;
+    let mut signals = runtime.block_on(async { Signals::new() }).map_err(system("signals"))?;
     let engine = Engine::start(&config, &link, runtime.handle(), descriptors)?;
-    let result = runtime.block_on(engine.serve(&config, signals));
+    let served =
+        engine.recover().and_then(|()| runtime.block_on(engine.serve(&config, &mut signals)));
+    let result = match served {
+        Err(error) => runtime.block_on(engine.give_up(error, &config, &mut signals)),
+        served => served,
+    };
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
 struct Engine {
     pools: Vec<Arc<Pool>>,
+    /// Those of the pools whose files programs may have opened unseen.
+    unseen: Vec<Arc<Pool>>,
     workers: Arc<Workers>,
     crowd: Arc<Crowd>,
     programs: Programs,
@@ -144,6 +153,7 @@ struct Engine {
 }
 
 impl Engine {
+    /// Watches. From here on an event is answered, by the sentinel if the holder dies.
     fn start(
         config: &Config,
         link: &Arc<Link>,
@@ -174,17 +184,18 @@ impl Engine {
         // Only now, with our own watch in place, may an orphan of an earlier agent go.
         let lock = lock.take_over()?;
         let mut pools = Vec::new();
-        let mut unmarked = Vec::new();
+        let mut unseen = Vec::new();
         for watched in watched {
             let opens_were_marked = watched.opens_were_marked;
             let pool = watched.open(config, link, &shared)?;
             if !opens_were_marked {
-                unmarked.push(Arc::clone(&pool));
+                unseen.push(Arc::clone(&pool));
             }
             pools.push(pool);
         }
         let engine = Self {
             pools,
+            unseen,
             workers: shared.workers,
             crowd: shared.crowd,
             programs,
@@ -195,20 +206,25 @@ impl Engine {
         };
         reach(Point::RecoverOpened);
         engine.start_event_threads(runtime)?;
-        for pool in &engine.pools {
+        Ok(engine)
+    }
+
+    /// Brings what was cut off to its end; then it can serve.
+    fn recover(&self) -> Result<(), EngineError> {
+        for pool in &self.pools {
             let failed =
                 |e| EngineError::Catalog { pool: pool.config.name.clone(), source: Box::new(e) };
             recover::intents(pool).map_err(failed)?;
         }
-        engine.prove_watches()?;
-        for pool in unmarked {
+        self.prove_watches()?;
+        for pool in self.unseen.iter().map(Arc::clone) {
             // On a thread of its own: other programs' files may lie on servers that do not answer.
             std::thread::Builder::new()
                 .name("open-files".into())
                 .spawn(move || recover::open_files(&pool))
                 .map_err(system("no threads"))?;
         }
-        Ok(engine)
+        Ok(())
     }
 
     /// Before anything is said to be served.
@@ -225,19 +241,25 @@ impl Engine {
     }
 
     fn start_event_threads(&self, runtime: &tokio::runtime::Handle) -> Result<(), EngineError> {
+        let sentinel = Arc::new(Once::new());
         for n in 0..EVENT_THREADS {
             let (link, pools) = (Arc::clone(&self.link), self.pools.clone());
             let runtime = runtime.clone();
-            let orphaned = self.orphaned.clone();
+            let (orphaned, sentinel) = (self.orphaned.clone(), Arc::clone(&sentinel));
             std::thread::Builder::new()
                 .name(format!("events-{n}"))
-                .spawn(move || take_events(&link, &pools, &runtime, &orphaned))
+                .spawn(move || {
+                    take_events(&link, &pools, &runtime);
+                    // At once, and not when the engine serves: until then its own opens wait for it too.
+                    sentinel.call_once(|| sentinel::start(&pools));
+                    orphaned.cancel();
+                })
                 .map_err(system("no threads"))?;
         }
         Ok(())
     }
 
-    async fn serve(&self, config: &Config, mut signals: Signals) -> Result<(), EngineError> {
+    async fn serve(&self, config: &Config, signals: &mut Signals) -> Result<(), EngineError> {
         let stop = CancellationToken::new();
         let api = Arc::new(Api {
             pools: self.pools.clone(),
@@ -254,35 +276,58 @@ impl Engine {
         self.link.ready().map_err(system("the holder does not listen"))?;
         let overdue = tokio::spawn(deny_overdue(self.pools.clone()));
         let orphaned = tokio::select! {
-            () = signals.stop() => false,
+            biased;
             () = self.orphaned.cancelled() => true,
+            () = signals.stop() => false,
         };
         if orphaned {
             tracing::error!(
                 "the holder died; offline files are denied until an agent is started again"
             );
-            // Who finds somebody at it takes this for an agent that serves. Jobs may keep it open for long.
-            drop(std::fs::remove_file(&config.agent.socket));
-            sentinel::start(&self.pools);
+            leave_socket(config);
         }
-        self.stop(&stop, server).await;
+        stop.cancel();
+        self.stop().await;
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the control server died");
+        }
         overdue.abort();
         if orphaned {
-            signals.stop().await;
-            let pools = self.pools.clone();
-            let ended = tokio::task::spawn_blocking(move || sentinel::end(&pools)).await;
-            if let Err(error) = ended {
-                tracing::error!(%error, "the watch could not be ended in order");
-            }
+            self.keep_closed(signals).await;
         }
         Ok(())
     }
 
+    /// It cannot serve. If that is because the holder died, this process has the only watch.
+    async fn give_up(
+        &self,
+        error: EngineError,
+        config: &Config,
+        signals: &mut Signals,
+    ) -> Result<(), EngineError> {
+        if tokio::time::timeout(NOTICE, self.orphaned.cancelled()).await.is_ok() {
+            tracing::error!(%error, "the holder died; offline files are denied until an agent is started again");
+            leave_socket(config);
+            self.stop().await;
+            self.keep_closed(signals).await;
+        }
+        Err(error)
+    }
+
+    /// The sentinel's life, until a new agent watches or somebody ends it.
+    async fn keep_closed(&self, signals: &mut Signals) {
+        signals.stop().await;
+        let pools = self.pools.clone();
+        let ended = tokio::task::spawn_blocking(move || sentinel::end(&pools)).await;
+        if let Err(error) = ended {
+            tracing::error!(%error, "the watch could not be ended in order");
+        }
+    }
+
     /// Nothing new begins, jobs end between files, recalls in work get their grace, who still
     /// waits is denied, what is in place becomes durable.
-    async fn stop(&self, stop: &CancellationToken, server: tokio::task::JoinHandle<()>) {
+    async fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        stop.cancel();
         let deadline = Instant::now() + STOP_GRACE;
         while Instant::now() < deadline && self.pools.iter().any(|p| !p.waiters.is_empty()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -296,10 +341,12 @@ impl Engine {
         while Instant::now() < deadline && self.pools.iter().any(|p| !p.settler.is_empty()) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the control server died");
-        }
     }
+}
+
+/// Who finds somebody at it takes this for an agent that serves. Jobs may keep it open for long.
+fn leave_socket(config: &Config) {
+    drop(std::fs::remove_file(&config.agent.socket));
 }
 
 /// Recalls look at their deadline between chunks; this is for those that hang in between, or wait
@@ -343,12 +390,8 @@ impl Signals {
     }
 }
 
-fn take_events(
-    link: &Arc<Link>,
-    pools: &[Arc<Pool>],
-    runtime: &tokio::runtime::Handle,
-    orphaned: &CancellationToken,
-) {
+/// Until the holder is gone.
+fn take_events(link: &Arc<Link>, pools: &[Arc<Pool>], runtime: &tokio::runtime::Handle) {
     loop {
         match link.next() {
             Ok(Some(Incoming::Ping)) => prove_alive(link, pools, runtime),
@@ -358,11 +401,11 @@ fn take_events(
                     None => deny_unmanaged(link, &frame),
                 }
             }
-            Ok(None) => return orphaned.cancel(),
+            Ok(None) => return,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 tracing::error!(%error, "the holder cannot be heard");
-                return orphaned.cancel();
+                return;
             }
         }
     }
