@@ -214,7 +214,7 @@ fn store_all(
             .and_then(|()| flushed.clone())
             .and_then(|()| verify(pool, &file))
             .and_then(|()| write_record(pool, &batch[index], &file));
-        outcomes.push((index, finish(pool, &file, result, intent, &mut catalogue)));
+        outcomes.push((index, finish(pool, &batch[index], &file, result, intent, &mut catalogue)));
     }
     if let Err(error) = pool.catalog.commit(&catalogue) {
         tracing::warn!(%error, "catalogue not updated; the next start will");
@@ -310,6 +310,7 @@ fn write_record(pool: &Pool, candidate: &Candidate, file: &Ready) -> Result<File
 
 fn finish(
     pool: &Pool,
+    candidate: &Candidate,
     file: &Ready,
     result: Result<FileRow, FileOutcome>,
     intent: IntentId,
@@ -327,25 +328,45 @@ fn finish(
             FileOutcome::done(file.stat.size)
         }
         Err(outcome) => {
-            give_up(pool, file, intent, catalogue);
+            give_up(pool, candidate, file, intent, catalogue);
             outcome
         }
     }
 }
 
 /// The object is of no use, unless the record already names it.
-fn give_up(pool: &Pool, file: &Ready, intent: IntentId, catalogue: &mut Batch) {
+fn give_up(
+    pool: &Pool,
+    candidate: &Candidate,
+    file: &Ready,
+    intent: IntentId,
+    catalogue: &mut Batch,
+) {
     let named = match pool.attributes.record(InodeFd::Open(file.fd.as_fd())) {
-        Ok(record) => record.and_then(|r| r.archived).map(|a| a.object),
-        Err(_) => {
-            catalogue.finished.push(intent);
+        Ok(record) => record.and_then(|r| r.archived),
+        Err(error) => {
+            // The intent stays: the next start finds out whether anything names the object.
+            tracing::warn!(%error, file = %candidate.name.display(), "the record of an archive that failed cannot be read");
             return;
         }
     };
-    if named == Some(file.id) {
+    if let Some(copy) = named.filter(|copy| copy.object == file.id) {
         // The copy of the previous version has served: nothing names it any more.
         let old = file.record.archived.map(|a| a.object);
         catalogue.retired.extend(old.map(|object| (object, now_ns())));
+        // Nobody vouches for the new one, but the inode names it: so must the index, or the object would be
+        // forgotten together with the file.
+        let mut version = file.stat.version(file.generation);
+        version.ctime_ns = FileRow::UNKNOWN_CTIME;
+        catalogue.upserts.push(FileRow {
+            key: candidate.file.key.clone(),
+            object: Some(copy.object),
+            state: FileState::Dirty,
+            version,
+            local_bytes: Some(file.stat.allocated),
+            path_hint: pool.relative(&candidate.name),
+            archived_at_ns: Some(copy.archived_at_ns),
+        });
         catalogue.finished.push(intent);
         return;
     }

@@ -10,7 +10,9 @@
 //! without. What must hold afterwards is in [`check`]. `HSM_TURNS` limits a run to the turns whose name
 //! contains it (`release.punched`, `kill-both`).
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use hsm_agent::failpoint::{BUILT_IN, Point, REACHED, VARIABLE};
 use hsm_lab::{PoolConfig, census, patience};
+use rustix::fs::OFlags;
 
 use super::cases;
 use crate::fixture::Pool;
@@ -40,6 +43,28 @@ cases! {
     failpoints_in_range_recall_lose_nothing with with_ranges,
     failpoints_on_the_way_of_an_event_lose_nothing with with_failpoints,
     failpoints_in_the_catalogue_lose_nothing with with_failpoints,
+    an_overtaken_archive_leaves_no_unknown_object with with_failpoints,
+}
+
+fn an_overtaken_archive_leaves_no_unknown_object(pool: &mut Pool) -> Result<()> {
+    let armory = Armory::new(&pool.config)?;
+    let point = Point::ArchiveRecorded;
+    armory.arm(point, "pause", 1)?;
+    let file = pool.file("file", 100_000)?;
+    let archive = pool.hsm.command(["archive".as_ref(), file.path.as_os_str()]).start()?;
+    armory.wait_until_reached(point)?;
+    let nonblock = OFlags::NONBLOCK.bits().cast_signed();
+    let writer = File::options().write(true).custom_flags(nonblock).open(&file.path);
+    ensure!(writer.is_err_and(|e| e.kind() == ErrorKind::WouldBlock), "the archive has no lease");
+    armory.let_go(point)?;
+    let archive = archive.finish()?;
+    ensure!(archive.code() == 1, "archived in spite of a writer: {}", archive.describe());
+    fs::remove_file(&file.path)?;
+    pool.hsm.command(["scan", "--pool", "lab"]).ok()?;
+    let index = Index::read(pool)?;
+    index.has_no_intents()?;
+    ensure!(!pool.objects()?.is_empty(), "nothing was stored: the case is no use");
+    index.knows_all_of_the_store(pool)
 }
 
 fn failpoints_in_archive_lose_nothing(pool: &mut Pool) -> Result<()> {

@@ -7,9 +7,10 @@ use hsm_lab::Hsm;
 
 use super::world::{Dice, World};
 
-/// What `hsm` may answer: all well, some file failed or was refused, no agent at this moment, and that the job
-/// ended between two files because its engine lost its holder.
-const CODES: [i32; 4] = [0, 1, 3, 130];
+/// What `hsm` may answer: all well, some file failed or was refused, no agent at this moment, that the job
+/// ended between two files because its engine lost its holder; and who kills both processes takes every
+/// program that serves this pool along, commands too.
+const CODES: [i32; 5] = [0, 1, 3, 130, 128 + libc::SIGKILL];
 
 /// Files of one command.
 const AT_ONCE: u64 = 12;
