@@ -119,6 +119,7 @@ fn of_pool(pool: &PoolConfig, key: &str) -> Shown {
             string(&units::size(pool.range_min_size))
         }
         "early_answer" => pool.early_answer.to_string(),
+        "emergency_release" => pool.emergency_release.to_string(),
         "min_size" => string(&units::size(pool.min_size)),
         "compression" => string(match pool.compression {
             Compression::None => "none",

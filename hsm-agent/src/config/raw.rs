@@ -39,6 +39,7 @@ pub(super) struct RawPool {
     pub(super) whole_programs: Option<Vec<PathBuf>>,
     pub(super) range_min_size: Option<ByteSize>,
     pub(super) early_answer: Option<bool>,
+    pub(super) emergency_release: Option<bool>,
     pub(super) min_size: Option<ByteSize>,
     pub(super) compression: RawCompression,
     pub(super) compression_level: Option<i64>,

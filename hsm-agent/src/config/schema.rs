@@ -95,6 +95,7 @@ pub const KEYS: &[Key] = &[
     key("pool.whole_programs", Kind::Programs, "[\"tar\"]"),
     key("pool.range_min_size", Kind::Size, "\"64MiB\""),
     key("pool.early_answer", Kind::Flag, "false"),
+    key("pool.emergency_release", Kind::Flag, "true"),
     key("pool.min_size", Kind::Size, "\"1B\""),
     key("pool.compression", Kind::Choice(&["none", "zstd"]), "\"none\""),
     key("pool.compression_level", Kind::Integer, "3"),

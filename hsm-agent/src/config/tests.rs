@@ -102,6 +102,7 @@ fn every_key_is_taken_over() {
         whole_programs = ["cpio", "/opt/backup"]
         range_min_size = "1GiB"
         early_answer = true
+        emergency_release = false
         min_size = "4KiB"
         compression = "zstd"
         compression_level = 19
@@ -152,6 +153,7 @@ fn every_key_is_taken_over() {
         whole_programs: WholePrograms(vec!["cpio".into(), "/opt/backup".into()]),
         range_min_size: ByteSize::gib(1),
         early_answer: true,
+        emergency_release: false,
         min_size: ByteSize::kib(4),
         compression: Compression::Zstd { level: 19 },
         verify: Verify::Readback,

@@ -201,6 +201,8 @@ pub struct PoolConfig {
     pub range_min_size: ByteSize,
     /// Let readers go on as soon as the data is in place, before it is durable.
     pub early_answer: bool,
+    /// On a full file system, release archived files so that a recall has room.
+    pub emergency_release: bool,
     /// Smaller files are not archived.
     pub min_size: ByteSize,
     /// Of new objects.

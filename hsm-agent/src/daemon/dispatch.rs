@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::canary;
 use super::metrics::add;
 use super::pool::{FileRef, Pool};
+use super::room::Room;
 use super::waiters::{Waiting, Who};
 use crate::config::RecallMode;
 use crate::core::{Access, Effect, Event, Job, Look, Owner, Recalled, Ticket, Want};
@@ -16,7 +17,7 @@ use crate::failpoint::{Point, reach};
 use crate::holder::protocol::EventFrame;
 use crate::intercept::Tier;
 use crate::marker::{InodeFd, MarkerState};
-use crate::recall::{Recall, RecallError, recall};
+use crate::recall::{Recall, RecallError, RecallOutcome, recall};
 use crate::sys::fanotify::{EventMask, Verdict};
 use crate::sys::{handle, inode, lease, process};
 
@@ -244,16 +245,25 @@ impl Pool {
         });
     }
 
+    /// A full file system is made room on, if something can be released.
+    fn recall_with_room(self: &Arc<Self>, job: &Recall) -> Result<RecallOutcome, RecallError> {
+        let mut room = Room::new(self, job);
+        loop {
+            if self.stopping.load(Ordering::SeqCst) {
+                return Err(RecallError::Stopping);
+            }
+            match recall(self, job) {
+                Err(error) if error.errno() == libc::ENOSPC && room.make() => {}
+                result => return result,
+            }
+        }
+    }
+
     fn run_recall(self: &Arc<Self>, job: &Recall) {
-        let result = if self.stopping.load(Ordering::SeqCst) {
-            Err(RecallError::Stopping)
-        } else {
-            // A bug must not leave the file "recalling" for ever.
-            let recalled =
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| recall(self, job)));
-            recalled.unwrap_or(Err(RecallError::Panicked))
-        };
-        match result {
+        // A bug must not leave the file "recalling" for ever.
+        let recalled =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.recall_with_room(job)));
+        match recalled.unwrap_or(Err(RecallError::Panicked)) {
             Ok(outcome) => {
                 add(&self.metrics.recalls, 1);
                 add(&self.metrics.bytes_recalled, outcome.bytes);

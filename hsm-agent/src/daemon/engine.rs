@@ -572,6 +572,7 @@ impl Watched {
             progress: Progresses::default(),
             canary: canary::Canary::default(),
             failures: super::failures::Failures::default(),
+            room: Mutex::new(()),
             stopping: Arc::clone(&shared.stopping),
         });
         start_settler(&pool, queue)?;

@@ -81,13 +81,15 @@ impl AgentLock {
     /// Ends the orphan, if there is one.
     pub(super) fn take_over(mut self) -> Result<Self, LockError> {
         let deadline = Instant::now() + PATIENCE;
-        while let Some(pid) = self.orphan {
-            let late = Instant::now() > deadline;
-            let signal = if late { Signal::KILL } else { Signal::TERM };
+        if let Some(pid) = self.orphan {
             tracing::warn!(
                 pid = pid.as_raw_nonzero(),
                 "taking over from the orphan of a dead agent"
             );
+        }
+        while let Some(pid) = self.orphan {
+            let late = Instant::now() > deadline;
+            let signal = if late { Signal::KILL } else { Signal::TERM };
             let _ = rustix::process::kill_process(pid, signal);
             std::thread::sleep(Duration::from_millis(100));
             let failed = |source| LockError::Io { path: self.path.clone(), source };

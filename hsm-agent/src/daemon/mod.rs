@@ -25,6 +25,7 @@ pub mod pool;
 mod programs;
 mod queue;
 mod recover;
+mod room;
 mod sentinel;
 mod waiters;
 mod work;

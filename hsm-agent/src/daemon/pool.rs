@@ -96,6 +96,8 @@ pub struct Pool {
     pub link: Arc<Link>,
     /// Why recalls failed, for the jobs that asked for them.
     pub failures: Failures,
+    /// Held by who makes room on the full file system.
+    pub room: Mutex<()>,
     /// The agent is stopping: nothing new is begun.
     pub stopping: Arc<AtomicBool>,
 }

@@ -157,7 +157,9 @@ fn acquire(
         Eligibility::Refused(reason, detail) => return Err(FileOutcome::failed(reason, detail)),
     };
     let file = Ready { lease, fd, stat, copy, generation, map: seen.map, _claim: claim };
-    if space::is_preallocated(stat.size, stat.allocated) {
+    let preallocated = space::is_preallocated(&*file.fd, stat.size, stat.allocated)
+        .map_err(|e| FileOutcome::io("the file's holes cannot be found", &e))?;
+    if preallocated {
         trim(pool, &file)?;
     }
     reach(Point::ReleaseLeased);

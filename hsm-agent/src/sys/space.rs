@@ -40,9 +40,21 @@ pub fn punch_all(fd: impl AsFd, size: u64) -> io::Result<()> {
     punch(fd, 0..size.next_multiple_of(BLOCK))
 }
 
-/// Whether so many blocks are allocated that some must lie behind the end of the file.
-pub fn is_preallocated(size: u64, allocated: u64) -> bool {
-    allocated > size.next_multiple_of(BLOCK) + BLOCK
+/// Whether so many bytes are allocated that some probably lie behind the end of the file. (XFS allocates in
+/// advance for who appends, and keeps it for minutes where a file is closed and opened again.)
+pub fn is_preallocated(fd: impl AsFd, size: u64, allocated: u64) -> io::Result<bool> {
+    /// The block size of nearly all file systems.
+    const USUAL_BLOCK: u64 = 4096;
+    /// For extended attributes, and for the extents' own blocks.
+    const OVERHEAD: u64 = 2 * USUAL_BLOCK;
+    let dense = size.next_multiple_of(USUAL_BLOCK);
+    if allocated <= OVERHEAD || allocated + OVERHEAD >= dense {
+        return Ok(allocated > dense + OVERHEAD);
+    }
+    // With holes in it, the size tells nothing.
+    let extents = data_extents(fd, size)?;
+    let data = |e: &Range<u64>| e.end.next_multiple_of(USUAL_BLOCK) - e.start;
+    Ok(allocated > extents.iter().map(data).sum::<u64>() + OVERHEAD)
 }
 
 /// Gives blocks behind the end of the file back, which a punch does not: truncates it to the size

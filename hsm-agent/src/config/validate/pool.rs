@@ -58,6 +58,7 @@ pub(super) fn build(index: usize, raw: RawPool, findings: &mut Findings<'_>) -> 
         whole_programs: whole_programs(index, raw.recall, raw.whole_programs, findings),
         range_min_size: raw.range_min_size.unwrap_or(ByteSize::mib(64)),
         early_answer: raw.early_answer.unwrap_or(false),
+        emergency_release: raw.emergency_release.unwrap_or(true),
         min_size: raw.min_size.unwrap_or(ByteSize::b(1)),
         verify: raw.verify,
         marker,

@@ -381,7 +381,8 @@ fn descriptors_of_other_listeners_show_no_zeros(pool: &mut Pool) -> Result<()> {
     // A listener that is asked about the open itself may look before the agent has brought the bytes.
     pool.offline(&file.path)?;
     let group = Group::new(GroupOptions { class: Class::PreContent, nonblock: true })?;
-    let found = rustix::fs::open(&file.path, OFlags::PATH, rustix::fs::Mode::empty())?;
+    let found =
+        rustix::fs::open(&file.path, OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
     group.watch_inode(MarkTarget::Path(found.as_fd()), EventMask::OPEN_PERM)?;
     let mut reader = Run::new("cat").args([&file.path]).start()?;
     while reader.is_running()? {

@@ -1,8 +1,9 @@
 //! Bad luck and bad input: an error that says what is wrong, nothing lost, never zeros.
 
-use std::fs::{self, File};
+use std::fs::{self, File, FileTimes};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use hsm_lab::{LoopFs, Run, loopfs};
@@ -24,6 +25,11 @@ cases! {
     a_truncated_object_is_an_error with quick,
     an_object_of_another_file_is_an_error with quick,
     a_full_disk_is_an_error_and_loses_nothing with quick,
+    archived_files_make_room_for_a_recall_on_a_full_disk with quick,
+    no_room_is_made_where_that_is_not_wanted with |config| {
+        quick(config);
+        config.pool.push("emergency_release = false".into());
+    },
     a_full_store_leaves_the_file_resident,
     an_unmounted_store_denies_until_it_is_mounted with |config| {
         config.store_options.push("retries = 1".into());
@@ -96,15 +102,91 @@ fn a_full_disk_is_an_error_and_loses_nothing(pool: &mut Pool) -> Result<()> {
     file.check()
 }
 
-/// Takes the file system's space until at most `rest` bytes are left.
+/// A full disk, and on it: a file that is offline, archived ones of different age, one of them pinned, and
+/// one that was never archived.
+struct Full {
+    offline: Sample,
+    archived: Vec<Sample>,
+    pinned: Sample,
+    own: Sample,
+    filler: PathBuf,
+}
+
+fn full(pool: &mut Pool) -> Result<Full> {
+    let offline = pool.offline_file("offline", 40 * MIB)?;
+    let (pinned, own) = (pool.file("pinned", 8 * MIB)?, pool.file("own", 8 * MIB)?);
+    let mut archived = Vec::new();
+    for n in 0..12 {
+        archived.push(pool.file(&format!("archived{n}"), 8 * MIB)?);
+    }
+    pool.hsm.must("archive", &archived)?;
+    pool.hsm.must("archive", [&pinned])?;
+    pool.hsm.must("pin", [&pinned])?;
+    // The pinned one is the coldest; of the others, each was read a day after the one before.
+    let age = |days: u64| SystemTime::now() - Duration::from_secs(days * 86_400);
+    for (sample, days) in archived.iter().zip((0..12).rev()).chain([(&pinned, 100)]) {
+        let file = File::open(&sample.path)?;
+        file.set_times(FileTimes::new().set_accessed(age(days)))?;
+    }
+    // hsm must not take its word for the content when ctime moved.
+    pool.hsm.must("archive", &archived)?;
+    pool.hsm.must("archive", [&pinned])?;
+    let filler = fill_up(pool, 8 * MIB)?;
+    Ok(Full { offline, archived, pinned, own, filler })
+}
+
+impl Full {
+    /// Makes room as a person does, and reads everything.
+    fn check(self, pool: &Pool) -> Result<()> {
+        fs::remove_file(self.filler)?;
+        pool.sh("sync -f \"$1\"", [pool.mnt()])?;
+        let all = self.archived.iter().chain([&self.offline, &self.pinned, &self.own]);
+        all.into_iter().try_for_each(Sample::check)
+    }
+}
+
+fn archived_files_make_room_for_a_recall_on_a_full_disk(pool: &mut Pool) -> Result<()> {
+    let full = full(pool)?;
+    full.offline.check()?;
+    pool.assert_state(&full.pinned.path, &["archived"])?;
+    pool.assert_state(&full.own.path, &["resident"])?;
+    let mut states = Vec::new();
+    for sample in &full.archived {
+        states.push(pool.state(&sample.path)? == "offline");
+    }
+    // 64 MiB at once, and not more: the coldest.
+    let released = states.iter().filter(|released| **released).count();
+    ensure!((5..=9).contains(&released), "{released} were released: {states:?}");
+    ensure!(states.is_sorted_by(|a, b| a >= b), "not the coldest: {states:?}");
+    let log = pool.agent()?.log();
+    ensure!(log.contains("released for a recall"), "the log does not tell of it");
+    full.check(pool)
+}
+
+fn no_room_is_made_where_that_is_not_wanted(pool: &mut Pool) -> Result<()> {
+    let full = full(pool)?;
+    assert_read_fails(&full.offline.path, &[ENOSPC])?;
+    for sample in &full.archived {
+        pool.assert_state(&sample.path, &["archived"])?;
+    }
+    full.check(pool)
+}
+
+/// Takes the file system's space until at most `rest` bytes are left for users.
 fn fill_up(pool: &Pool, rest: u64) -> Result<PathBuf> {
     let path = pool.path("filler");
     let filler = File::create(&path)?;
     let (mut at, mut piece) = (0, 64 * MIB);
     while piece >= MIB {
         let stat = rustix::fs::statvfs(pool.mnt())?;
-        if stat.f_bfree * stat.f_frsize <= rest {
+        let more = (stat.f_bavail * stat.f_frsize).saturating_sub(rest);
+        if more == 0 {
             break;
+        }
+        // Not into what ext4 keeps for root.
+        if more < piece {
+            piece /= 2;
+            continue;
         }
         match fallocate(&filler, FallocateFlags::empty(), at, piece) {
             Ok(()) => at += piece,

@@ -31,6 +31,7 @@ cases! {
     fallocate_collapse_range_shifts_the_rest,
     fallocate_insert_range_shifts_the_rest,
     fallocate_keep_size_changes_no_byte,
+    blocks_behind_the_end_of_sparse_files_are_given_back,
     fallocate_beyond_the_end_adds_zeros,
     o_trunc_starts_empty_and_stays_so,
     a_changed_file_is_dirty_until_archived_again,
@@ -161,6 +162,18 @@ fn fallocate_keep_size_changes_no_byte(pool: &mut Pool) -> Result<()> {
     ensure!(time.as_secs() < 20, "the release took {time:?}: it waited for its own lease");
     pool.assert_state(&file.path, &["offline"])?;
     same(&file, &twin)
+}
+
+fn blocks_behind_the_end_of_sparse_files_are_given_back(pool: &mut Pool) -> Result<()> {
+    let sample = pool.file("file", MIB)?;
+    let file = File::options().write(true).open(&sample.path)?;
+    fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 262_144, 524_288)?;
+    fallocate(&file, FallocateFlags::KEEP_SIZE, MIB, 65_536)?;
+    drop(file);
+    let before = fs::read(&sample.path)?;
+    pool.offline(&sample.path)?;
+    ensure!(fs::read(&sample.path)? == before, "other bytes");
+    Ok(())
 }
 
 fn fallocate_beyond_the_end_adds_zeros(pool: &mut Pool) -> Result<()> {

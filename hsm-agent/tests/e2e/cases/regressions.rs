@@ -557,7 +557,11 @@ fn a_copied_marker_is_told_and_takes_nothing_away(pool: &mut Pool) -> Result<()>
 fn cut_off_releases(pool: &Pool, files: &[(&Path, &str)]) -> Result<PathBuf> {
     let database = pool.config.state_dir().join("lab.db");
     let intent = |(path, object): &(&Path, &str)| -> Result<NewIntent> {
-        let file = rustix::fs::open(*path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())?;
+        let file = rustix::fs::open(
+            *path,
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )?;
         Ok(NewIntent {
             op: IntentOp::Release,
             key: handle::of_fd(file)?,

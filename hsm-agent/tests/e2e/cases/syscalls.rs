@@ -127,9 +127,9 @@ fn fiemap_after_open_tells_the_truth(pool: &mut Pool) -> Result<()> {
 fn o_path_descriptors_reopen_to_identical_bytes(pool: &mut Pool) -> Result<()> {
     let file = pool.file("file", MIB + 9)?;
     // Opened before the release: an O_PATH descriptor is no open file and must not stop it.
-    let early = open(&file.path, OFlags::PATH, Mode::empty())?;
+    let early = open(&file.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     pool.offline(&file.path)?;
-    let late = open(&file.path, OFlags::PATH, Mode::empty())?;
+    let late = open(&file.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     pool.assert_offline(&file.path)?;
     for fd in [&late, &early] {
         let mut bytes = Vec::new();

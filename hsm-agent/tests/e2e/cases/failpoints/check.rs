@@ -169,7 +169,11 @@ fn state(
     turn: &Turn,
 ) -> Result<()> {
     let path = &file.sample.path;
-    let fd = rustix::fs::open(path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())?;
+    let fd = rustix::fs::open(
+        path,
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
     let (key, on) = (handle::of_fd(&fd)?, InodeFd::Path(fd.as_fd()));
     let marker = attributes.marker(on)?;
     let facts: Facts = attributes.facts(on, &inode::stat(&fd)?, Some(&key))?;

@@ -86,7 +86,11 @@ impl Looks {
 /// All but hsm's own, without opening the file.
 fn attributes(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let own = [MARKER_XATTR, RECORD_XATTR, MAP_XATTR].map(str::as_bytes);
-    let fd = rustix::fs::open(path, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())?;
+    let fd = rustix::fs::open(
+        path,
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
     let fd = std::os::fd::AsFd::as_fd(&fd);
     let mut found = BTreeMap::new();
     for name in xattr::list_at_path(fd)? {
