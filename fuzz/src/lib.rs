@@ -5,6 +5,7 @@
 
 use hsm_agent::bpf::{self, Btf};
 use hsm_agent::config::Config;
+use hsm_agent::control::types::{JobRequest, WirePath};
 use hsm_agent::core::ObjectId;
 use hsm_agent::marker::{Marker, MarkerFlags, MarkerState, Owner, Record, ResidencyMap};
 use hsm_agent::store::object::{parse_manifest, parse_trailer};
@@ -30,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "object_trailer", run: object_trailer, seeds: trailer_seeds },
     Target { name: "object_manifest", run: object_manifest, seeds: manifest_seeds },
     Target { name: "btf", run: btf, seeds: btf_seeds },
+    Target { name: "control_request", run: control_request, seeds: request_seeds },
     Target { name: "kfunc", run: kfunc, seeds: || vec![KFUNC_OBJECT.to_vec()] },
 ];
 
@@ -83,6 +85,31 @@ pub fn object_manifest(data: &[u8]) {
     if let Ok(manifest) = parse_manifest(bytes, u64::from_le_bytes(*length)) {
         assert_eq!(manifest.chunk_range(u64::MAX), None);
     }
+}
+
+/// What anybody may send to the control socket: a job, or a list of paths. What is accepted says the same
+/// when it is written and read again, and no path in it ends early.
+pub fn control_request(data: &[u8]) {
+    let whole = |path: &WirePath| !path.as_path().as_os_str().as_encoded_bytes().contains(&0);
+    if let Ok(request) = serde_json::from_slice::<JobRequest>(data) {
+        let text = serde_json::to_vec(&request).expect("serialises");
+        assert_eq!(serde_json::from_slice::<JobRequest>(&text).expect("parses"), request);
+        assert!(request.paths.iter().all(whole));
+    }
+    if let Ok(paths) = serde_json::from_slice::<Vec<WirePath>>(data) {
+        let text = serde_json::to_vec(&paths).expect("serialises");
+        assert_eq!(serde_json::from_slice::<Vec<WirePath>>(&text).expect("parses"), paths);
+        assert!(paths.iter().all(whole));
+    }
+}
+
+fn request_seeds() -> Vec<Vec<u8>> {
+    let texts = [
+        r#"{"op":"recall","paths":[{"path":"/a/b"},{"path":"/\ufffd","path_bytes":"2fff"}],"recursive":true,"dry_run":false,"include":["*.x"],"exclude":[],"jobs":3,"verbose":true}"#,
+        r#"{"op":"scan","pool":"media","rebuild":true}"#,
+        r#"[{"path":"/a"},{"path":"/b\u0001"}]"#,
+    ];
+    texts.map(|text| text.as_bytes().to_vec()).to_vec()
 }
 
 fn sample_marker() -> Marker {

@@ -80,5 +80,6 @@ replays!(
     object_trailer,
     object_manifest,
     btf,
+    control_request,
     kfunc,
 );

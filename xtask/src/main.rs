@@ -15,6 +15,7 @@ mod build_project;
 mod conformance;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod kernel;
 mod lab;
 mod lint;
@@ -49,6 +50,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Cuts the power at every flush of a mixed workload, and checks what is left
     PowerCuts(power_cuts::Options),
+    /// Fuzzes every parser of foreign bytes for some minutes
+    Fuzz(fuzz::Options),
     /// Measures archive, release and recall against cp
     Bench(bench::Options),
     /// Blocks thousands of readers, recalls among a million offline files, storms
@@ -85,6 +88,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::BuildProject(options) => build_project::run(&options),
         Task::Conformance(options) => conformance::run(&options),
         Task::PowerCuts(options) => power_cuts::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Overload(options) => overload::run(&options),
         Task::Build(options) => ebpf::run(&options),
