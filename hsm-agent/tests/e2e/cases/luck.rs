@@ -117,7 +117,7 @@ fn full(pool: &mut Pool) -> Result<Full> {
     let (pinned, own) = (pool.file("pinned", 8 * MIB)?, pool.file("own", 8 * MIB)?);
     let mut archived = Vec::new();
     for n in 0..12 {
-        archived.push(pool.file(&format!("archived{n}"), 8 * MIB)?);
+        archived.push(pool.file(format!("archived{n}"), 8 * MIB)?);
     }
     pool.hsm.must("archive", &archived)?;
     pool.hsm.must("archive", [&pinned])?;
