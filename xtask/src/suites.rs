@@ -18,12 +18,27 @@ use crate::{ebpf, vm};
 
 /// Options of `cargo xtask test`.
 #[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    cargo xtask test                  # a quarter of an hour on two cores, when everything is built\n  \
+    cargo xtask test --all            # what the others of three file systems and three tiers may still find\n  \
+    cargo xtask test --quick          # no guest\n  \
+    cargo xtask test xfs::cat_reads   # by name, wherever there is one")]
 pub(crate) struct Options {
     /// Only unit and property tests, and the end-to-end suite on ext4
-    #[arg(long)]
+    #[arg(long, conflicts_with = "all")]
     quick: bool,
+    /// Everything: fail points and torture on every file system, all tiers at length
+    #[arg(long)]
+    all: bool,
     /// Only tests whose name contains this (`xfs::`, `cat_reads`, `codec`)
     filter: Option<String>,
+}
+
+impl Options {
+    /// Who names a test wants it wherever there is one.
+    fn is_all(&self) -> bool {
+        self.all || self.filter.is_some()
+    }
 }
 
 /// Tests with a suite of their own; every other one in `hsm-agent/tests` is run as "integration".
@@ -142,6 +157,9 @@ fn end_to_end(options: &Options, report: &mut Report) -> Result<()> {
         if options.quick && options.filter.is_none() {
             command.arg("ext4::");
             note("--quick: only on ext4");
+        } else if !options.is_all() {
+            command.env("HSM_CASES", NOT_ON_ALL);
+            note("fail points and torture only on ext4; --all: everywhere");
         }
         command
     };
@@ -180,37 +198,85 @@ fn programs(options: &Options, report: &mut Report) {
     }
 }
 
-/// What is tried in tier lsm-filter: on one file system all but the fail points, which take as long again
-/// and are walked on the host; on the others what differs.
-const LSM_FILTER_CASES: &str = "ext4:reading,ext4:copying,ext4:workloads,ext4:programs,ext4:mapping,\
-    ext4:syscalls,ext4:modifying,ext4:files,ext4:mounts,ext4:metadata,ext4:refusing,ext4:luck,ext4:remote,\
-    ext4:processes,ext4:deadlocks,ext4:torture,ext4:ways,ext4:nfs,ext4:subtrees,ext4:operating,ext4:regressions,ext4:guarded,\
-    xfs:guarded,xfs:ways,xfs:nfs,btrfs:guarded,btrfs:ways,btrfs:nfs,btrfs:subvolumes";
+/// What takes long and rarely differs by file system.
+const NOT_ON_ALL: &str = "!xfs:failpoints,!btrfs:failpoints,!xfs:torture,!btrfs:torture";
 
-/// What is tried in tier mark-filter, on the patched kernel: what it does of its own.
-const MARK_FILTER_CASES: &str = "ext4:marked,ext4:subtrees,ext4:reading,ext4:copying,ext4:refusing,ext4:guarded,xfs:marked,btrfs:marked";
+/// A part of the suites under a kernel of its own. All of the tiers' matrix would take hours without KVM:
+/// `cargo xtask conformance` fills it, and `cargo xtask vm --tier T --fs F` runs any part of it in full.
+struct GuestPart {
+    test: &'static str,
+    name: &'static str,
+    tier: Tier,
+    /// Names of tests begin so, ordinarily. (The end-to-end suite takes a selection instead.)
+    ordinary_filter: Option<&'static str>,
+    /// What is tried ordinarily: what differs most from the other tiers.
+    ordinary: &'static str,
+    /// What is tried with `--all`.
+    all: &'static str,
+}
 
-/// What is tried in tier user-filter beside what the host tries: with the kernel programs, which a host may not
-/// take.
-const USER_FILTER_CASES: &str = "ext4:reading,ext4:a_changed_configuration_never_mixes_pools_up,\
-    xfs:syscalls,btrfs:modifying";
+const GUEST_PARTS: [GuestPart; 5] = [
+    GuestPart {
+        test: GUARD,
+        name: "guest: kernel programs alone",
+        tier: Tier::LsmFilter,
+        ordinary_filter: Some("ext4::"),
+        ordinary: "",
+        all: "",
+    },
+    GuestPart {
+        test: MARK_FILTER,
+        name: "guest: the filter on the mark alone",
+        tier: Tier::MarkFilter,
+        ordinary_filter: Some("ext4::"),
+        ordinary: "",
+        all: "",
+    },
+    // On one file system all but the fail points, which take as long again and are walked on the host; on the
+    // others what differs.
+    GuestPart {
+        test: E2E,
+        name: "guest: tier lsm-filter",
+        tier: Tier::LsmFilter,
+        ordinary_filter: None,
+        ordinary: "ext4:reading,ext4:guarded,ext4:ways,ext4:modifying,xfs:guarded",
+        all: "ext4:reading,ext4:copying,ext4:workloads,ext4:programs,ext4:mapping,\
+            ext4:syscalls,ext4:modifying,ext4:files,ext4:mounts,ext4:metadata,ext4:refusing,ext4:luck,\
+            ext4:remote,ext4:processes,ext4:deadlocks,ext4:torture,ext4:ways,ext4:nfs,ext4:subtrees,\
+            ext4:operating,ext4:regressions,ext4:guarded,\
+            xfs:guarded,xfs:ways,xfs:nfs,btrfs:guarded,btrfs:ways,btrfs:nfs,btrfs:subvolumes",
+    },
+    // On the patched kernel: what the tier does of its own.
+    GuestPart {
+        test: E2E,
+        name: "guest: tier mark-filter",
+        tier: Tier::MarkFilter,
+        ordinary_filter: None,
+        ordinary: "ext4:marked,ext4:reading",
+        all: "ext4:marked,ext4:subtrees,ext4:reading,ext4:copying,ext4:refusing,ext4:guarded,\
+            xfs:marked,btrfs:marked",
+    },
+    // Beside what the host tries: with the kernel programs, which a host may not take.
+    GuestPart {
+        test: E2E,
+        name: "guest: tier user-filter",
+        tier: Tier::UserFilter,
+        ordinary_filter: None,
+        ordinary: "ext4:reading",
+        all: "ext4:reading,ext4:a_changed_configuration_never_mixes_pools_up,xfs:syscalls,btrfs:modifying",
+    },
+];
 
-/// What the host may not be able to do, under a kernel of its own. All of the tiers' matrix would take
-/// an hour without KVM: `cargo xtask vm --tier T --fs F` runs any part of it in full.
+/// What the host may not be able to do.
 fn guest(options: &Options, report: &mut Report) -> Result<()> {
-    let parts = [
-        (GUARD, "guest: kernel programs alone", Tier::LsmFilter, ""),
-        (MARK_FILTER, "guest: the filter on the mark alone", Tier::MarkFilter, ""),
-        ("e2e", "guest: tier lsm-filter", Tier::LsmFilter, LSM_FILTER_CASES),
-        ("e2e", "guest: tier mark-filter", Tier::MarkFilter, MARK_FILTER_CASES),
-        ("e2e", "guest: tier user-filter", Tier::UserFilter, USER_FILTER_CASES),
-    ];
-    for (test, name, tier, selection) in parts {
+    for GuestPart { test, name, tier, ordinary_filter, ordinary, all } in GUEST_PARTS {
         if skipped(name, options, report) {
             continue;
         }
-        let arguments = options.filter.iter().cloned().collect();
-        let part = vm::Part { test, name, tier, arguments, selection: Some(selection) };
+        let filter = options.filter.as_deref().or(ordinary_filter.filter(|_| !options.is_all()));
+        let selection = Some(if options.is_all() { all } else { ordinary });
+        let arguments = filter.map(str::to_owned).into_iter().collect();
+        let part = vm::Part { test, name, tier, arguments, selection };
         let begin = Instant::now();
         let verdict = match part.run(vm::Machine::ordinary()) {
             Ok(Some(Verdict::NotRun(_))) if options.filter.is_some() => continue,
@@ -219,6 +285,9 @@ fn guest(options: &Options, report: &mut Report) -> Result<()> {
             Err(error) => Verdict::NotRun(format!("{error:#}")),
         };
         report.push(name, verdict, begin.elapsed());
+    }
+    if !options.is_all() && !options.quick {
+        note("parts of the guest's suites only; --all: all of them");
     }
     Ok(())
 }

@@ -116,6 +116,18 @@ impl<K: Hash + Eq + Clone, T> Fair<K, T> {
         }
     }
 
+    /// Takes back what is queued under this key. `None`: nothing is (any more).
+    pub fn withdraw(&mut self, key: &K) -> Option<T> {
+        let serial = self.by_key.remove(key)?;
+        let queued = self.tasks.remove(&serial)?;
+        for (stood, place) in queued.places {
+            self.change(stood, |account| {
+                account.queue.remove(&place);
+            });
+        }
+        Some(queued.task)
+    }
+
     fn line_up(&mut self, owner: Owner, serial: u64) {
         self.tick += 1;
         let place = self.tick;

@@ -104,6 +104,8 @@ pub enum Event {
     Defer(Access),
     /// The waiter does not wait any more (aborted by the operator, or past its deadline).
     Abandon(Ticket, i32),
+    /// The recall was taken back before it began, after [`Effect::Unwanted`].
+    Withdrawn,
     /// A bulk worker wants the file.
     Claim(Job),
     /// The bulk worker is done with it.
@@ -121,6 +123,9 @@ pub enum Effect {
     /// The data is there but not durable: allow this access if it provably only reads, otherwise
     /// report [`Event::Defer`].
     Judge(Access),
+    /// Nobody waits for the recall any more: if it has not begun, take it back and report
+    /// [`Event::Withdrawn`].
+    Unwanted,
     /// Tell the kernel, or the user.
     Answer(Ticket, Verdict),
     /// The claim holds until [`Event::Unclaim`].
@@ -205,6 +210,11 @@ impl File {
                 _ => self.access(access),
             },
             Event::Abandon(ticket, errno) => self.abandon(ticket, errno),
+            Event::Withdrawn => {
+                debug_assert!(matches!(self.phase, Phase::Recalling(_)), "{:?}", self.phase);
+                // Somebody may have come meanwhile.
+                self.recall_next()
+            }
             Event::Claim(job) => self.claim(job),
             Event::Unclaim(Job::Archive) => {
                 self.archiving = false;
@@ -290,7 +300,11 @@ impl File {
         if self.waiters.len() == before {
             return Vec::new();
         }
-        vec![Effect::Answer(ticket, Verdict::Deny(errno))]
+        let mut effects = vec![Effect::Answer(ticket, Verdict::Deny(errno))];
+        if self.waiters.is_empty() && matches!(self.phase, Phase::Recalling(_)) {
+            effects.push(Effect::Unwanted);
+        }
+        effects
     }
 
     fn claim(&mut self, job: Job) -> Vec<Effect> {

@@ -185,6 +185,10 @@ impl Pool {
             Effect::Recall(want) => self.start_recall(file, want),
             Effect::Judge(access) => return self.judge(file, access),
             Effect::Answer(ticket, verdict) => self.answer(ticket, verdict),
+            Effect::Unwanted => {
+                let withdrawn = self.workers.withdraw(&(self.number, file.key.clone()));
+                return withdrawn.then_some(Event::Withdrawn);
+            }
             Effect::Granted | Effect::Refused => {}
         }
         None

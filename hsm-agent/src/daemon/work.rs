@@ -55,6 +55,12 @@ impl Workers {
         self.wake.notify_one();
     }
 
+    /// Takes back what has not begun; whether it had not. What the task holds is dropped here.
+    pub fn withdraw(&self, subject: &Subject) -> bool {
+        let task = self.lines().withdraw(subject);
+        task.is_some()
+    }
+
     /// Recalls that may run at once: all, and how they are shared.
     pub fn limits(&self) -> (usize, Share) {
         (self.threads, self.share)

@@ -91,6 +91,7 @@ fn the_same_key_twice_is_two_tasks() {
 enum Step {
     Push(u32),
     Join(usize, u32),
+    Withdraw(usize),
     Bulk,
     Next,
     Done(usize),
@@ -101,6 +102,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0u32..5).prop_map(Step::Push),
         2 => (any::<usize>(), 0u32..5).prop_map(|(n, u)| Step::Join(n, u)),
         1 => Just(Step::Bulk),
+        1 => any::<usize>().prop_map(Step::Withdraw),
         4 => Just(Step::Next),
         3 => any::<usize>().prop_map(Step::Done),
     ]
@@ -135,6 +137,14 @@ proptest! {
                     fair.join(&key, Owner::User(user));
                     if let Some(askers) = queued.get_mut(&key) {
                         askers.insert(Owner::User(user));
+                    }
+                }
+                Step::Withdraw(n) => {
+                    let key = (n % (last as usize + 1)) as u32;
+                    let task = fair.withdraw(&key);
+                    prop_assert_eq!(task.is_some(), queued.remove(&key).is_some());
+                    if let Some(task) = task {
+                        prop_assert!(given.insert(task), "taken back and given out");
                     }
                 }
                 Step::Done(n) if !running.is_empty() => {

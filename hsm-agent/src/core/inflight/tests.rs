@@ -143,6 +143,16 @@ impl World {
                     self.readable = false;
                 }
                 Effect::Refused => {}
+                // As the worker does: what has not begun is forgotten. Here the oldest effect is the one that
+                // has begun.
+                Effect::Unwanted => {
+                    let queued = |e: &Effect| matches!(e, Effect::Recall(_));
+                    if let Some(at) = self.outstanding.iter().position(queued).filter(|at| *at > 0)
+                    {
+                        self.outstanding.remove(at);
+                        self.apply(Event::Withdrawn);
+                    }
+                }
                 other => self.outstanding.push(other),
             }
         }
@@ -221,6 +231,32 @@ proptest! {
         prop_assert!(w.waiting.is_empty(), "{:?}", w.waiting);
         prop_assert!(w.machine.is_empty());
     }
+}
+
+#[test]
+fn a_recall_that_nobody_waits_for_is_taken_back() {
+    let mut all = Inflight::default();
+    let recalling = |all: &mut Inflight<i32>, ticket| {
+        assert_eq!(all.apply(&1, whole(ticket)), [Effect::Look]);
+        let effects = all.apply(&1, Event::Looked(Look::Offline));
+        assert_eq!(effects, [Effect::Recall(Want::Whole)]);
+    };
+    let denied = |ticket| Effect::Answer(ticket, Verdict::Deny(EIO));
+    recalling(&mut all, 1);
+    let _ = all.apply(&1, whole(2));
+    assert_eq!(all.apply(&1, Event::Abandon(1, EIO)), [denied(1)]);
+    assert_eq!(all.apply(&1, Event::Abandon(2, EIO)), [denied(2), Effect::Unwanted]);
+    // It had begun: nothing is reported, and it ends as ever.
+    assert_eq!(all.apply(&1, Event::Recalled(Ok(Recalled::Complete))), []);
+    assert!(all.is_empty());
+    recalling(&mut all, 3);
+    assert_eq!(all.apply(&1, Event::Abandon(3, EIO)), [denied(3), Effect::Unwanted]);
+    // Somebody comes before it is taken back.
+    assert_eq!(all.apply(&1, whole(4)), []);
+    assert_eq!(all.apply(&1, Event::Withdrawn), [Effect::Recall(Want::Whole)]);
+    assert_eq!(all.apply(&1, Event::Abandon(4, EIO)), [denied(4), Effect::Unwanted]);
+    assert_eq!(all.apply(&1, Event::Withdrawn), []);
+    assert!(all.is_empty());
 }
 
 #[test]

@@ -27,6 +27,9 @@ cases! {
     a_killed_reader_frees_itself,
     waiters_are_listed,
     waiters_can_be_aborted,
+    a_recall_that_nobody_waits_for_leaves_the_queue with |config| {
+        config.limits.push("recalls_per_user = 1".into());
+    },
     offline_files_survive_the_death_of_the_holder,
     offline_files_survive_the_death_of_both_processes,
     a_service_manager_keeps_the_files_closed_when_both_processes_die with |config| {
@@ -282,6 +285,39 @@ fn waiters_can_be_aborted(pool: &mut Pool) -> Result<()> {
     ensure!(out.code() == 1 && out.stdout.is_empty(), "{}", out.describe());
     pool.restart_fast()?;
     file.check()
+}
+
+fn a_recall_that_nobody_waits_for_leaves_the_queue(pool: &mut Pool) -> Result<()> {
+    let (first, second) = (pool.offline_file("first", 4 * MIB)?, pool.offline_file("second", MIB)?);
+    pool.restart_slow("512KiB")?;
+    let runs = hsm_lab::Run::new("cat").args([&first]).start()?;
+    let queued = |pool: &Pool| -> Result<u64> {
+        let status = pool.hsm.command(["--json", "status"]).ok()?.text();
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        let users = status.pointer("/queue/users").and_then(|users| users.as_array().cloned());
+        let users = users.with_context(|| format!("no queue: {status}"))?;
+        Ok(users.iter().filter_map(|user| user.get("queued")?.as_u64()).sum())
+    };
+    thread::sleep(Duration::from_millis(500));
+    let waits = hsm_lab::Run::new("cat").args([&second]).start()?;
+    let end = Instant::now() + patience(Duration::from_secs(5));
+    while queued(pool)? == 0 {
+        ensure!(Instant::now() < end, "the second recall is not queued");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let text = pool.hsm.command(["--json", "waiters"]).ok()?.text();
+    let waiter = text.lines().find(|line| line.contains("/second")).context("no waiter")?;
+    let waiter: serde_json::Value = serde_json::from_str(waiter)?;
+    let id = waiter.get("id").with_context(|| text.clone())?;
+    let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
+    pool.hsm.command(["waiters", "abort", &id]).ok()?;
+    ensure!(waits.finish()?.code() == 1, "it was not aborted");
+    ensure!(queued(pool)? == 0, "the recall is still queued");
+    pool.assert_state(&second.path, &["offline"])?;
+    drop(runs);
+    pool.restart_fast()?;
+    first.check()?;
+    second.check()
 }
 
 fn offline_files_survive_the_death_of_the_holder(pool: &mut Pool) -> Result<()> {
