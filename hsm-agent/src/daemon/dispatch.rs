@@ -121,18 +121,17 @@ impl Pool {
         self.config.lets_read_ranges(&program, self.interceptor.tier() == Tier::MarkFilter)
     }
 
-    /// Whether this access to a range cannot change anything. truncate(2) comes without a count.
+    /// Whether this access to a range cannot change anything, and needs no more than the range: a mapping is
+    /// asked about like a read, and can grow later without being asked about. truncate(2) comes without a count.
     fn only_reads(&self, frame: &EventFrame, fd: &OwnedFd) -> bool {
         let counts = frame.range.is_some_and(|range| range.count > 0);
         let reads = match self.interceptor.tier() {
             Tier::MarkFilter => !frame.mask.contains(EventMask::PRE_MODIFY),
             // Writes and fallocate cannot be told from reads; but with a read lease nobody has the
             // file open for writing.
-            Tier::UserFilter | Tier::LsmFilter => {
-                reads_only(fd) && !process::may_be_mapping(frame.pid)
-            }
+            Tier::UserFilter | Tier::LsmFilter => reads_only(fd),
         };
-        counts && reads
+        counts && reads && !process::may_be_mapping(frame.pid)
     }
 
     fn is_busy(&self, file: &FileRef) -> bool {

@@ -1,6 +1,8 @@
 //! Limits and identity of the own process.
 
+use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, getrlimit, set_dumpable_behavior,
@@ -108,20 +110,46 @@ fn flags_say_ending(stat: &[u8]) -> bool {
 
 /// Whether any thread of the process may be mapping a file or executing one right now. A mapping can
 /// grow later (`mremap`) without any event, so whoever maps needs the whole file. `true` when the
-/// kernel does not tell.
+/// kernel does not tell: of a thread that runs it tells nothing. The one that waits for our answer does not
+/// run, but for the moment between its event and its sleep; so who runs is looked at again.
 pub fn may_be_mapping(pid: i32) -> bool {
+    const LOOKS: u32 = 20;
+    const PAUSE: Duration = Duration::from_micros(100);
+    for _ in 0..LOOKS {
+        match mapping(pid) {
+            Some(mapping) => return mapping,
+            None => std::thread::sleep(PAUSE),
+        }
+    }
+    true
+}
+
+/// `None`: no thread is seen to, but one runs.
+fn mapping(pid: i32) -> Option<bool> {
     /// `mmap`, `mmap2`, `execve` of 32-bit programs. Their numbers mean harmless calls in 64-bit
     /// ones.
     const COMPAT: [i64; 3] = [90, 192, 11];
     const NATIVE: [i64; 3] = [libc::SYS_mmap, libc::SYS_execve, libc::SYS_execveat];
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
-    let mapping = |thread: std::fs::DirEntry| {
-        let Ok(text) = std::fs::read_to_string(thread.path().join("syscall")) else { return true };
-        // "running", or a number and its arguments. Whoever waits for our answer is not running.
-        let number = text.split_whitespace().next().and_then(|n| n.parse::<i64>().ok());
-        number.is_some_and(|n| NATIVE.contains(&n) || COMPAT.contains(&n))
-    };
-    threads.flatten().any(mapping)
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Some(true) };
+    let mut runs = false;
+    for thread in threads.flatten() {
+        // "running", or a number and its arguments. (A thread that has ended since maps nothing.)
+        let text = match std::fs::read_to_string(thread.path().join("syscall")) {
+            Ok(text) => text,
+            Err(e)
+                if e.raw_os_error() == Some(libc::ESRCH) || e.kind() == io::ErrorKind::NotFound =>
+            {
+                continue;
+            }
+            Err(_) => return Some(true),
+        };
+        match text.split_whitespace().next().and_then(|n| n.parse::<i64>().ok()) {
+            Some(n) if NATIVE.contains(&n) || COMPAT.contains(&n) => return Some(true),
+            Some(_) => {}
+            None => runs = true,
+        }
+    }
+    (!runs).then_some(false)
 }
 
 /// Whether a descriptor of a process only names a file (`O_PATH`) and cannot read it. `false` when
