@@ -19,7 +19,7 @@ use crate::{ebpf, vm};
 /// Options of `cargo xtask test`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
-    cargo xtask test                  # a quarter of an hour on two cores, when everything is built\n  \
+    cargo xtask test                  # what a change most likely breaks\n  \
     cargo xtask test --all            # what the others of three file systems and three tiers may still find\n  \
     cargo xtask test --quick          # no guest\n  \
     cargo xtask test xfs::cat_reads   # by name, wherever there is one")]
