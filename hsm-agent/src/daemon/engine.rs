@@ -44,8 +44,6 @@ const DEADLINE_SLACK: Duration = Duration::from_secs(2);
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Then it waits so long for what is in place to become durable.
 const SETTLE_GRACE: Duration = Duration::from_secs(15);
-/// A start that fails because the holder is dead: the threads that hear it find out within this time.
-const NOTICE: Duration = Duration::from_secs(1);
 
 /// Why the engine could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -305,7 +303,8 @@ impl Engine {
         config: &Config,
         signals: &mut Signals,
     ) -> Result<(), EngineError> {
-        if tokio::time::timeout(NOTICE, self.orphaned.cancelled()).await.is_ok() {
+        if self.link.is_broken() {
+            self.orphaned.cancelled().await;
             tracing::error!(%error, "the holder died; offline files are denied until an agent is started again");
             leave_socket(config);
             self.stop().await;

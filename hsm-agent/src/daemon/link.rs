@@ -3,6 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+
 use crate::holder::protocol::{EventFrame, SOCKET_VARIABLE, ToEngine, ToHolder, padded};
 use crate::sys::fanotify::{Class, Group, Verdict};
 
@@ -91,6 +94,16 @@ impl Link {
     /// Answers an event. Fails when the holder is gone: then the sentinel denies all that it knew.
     pub fn answer(&self, event: &EventFrame, verdict: Verdict) -> io::Result<()> {
         ToHolder::Answer { id: event.id, verdict }.send(self.socket.as_fd(), None)
+    }
+
+    /// Whether the holder is gone: then [`Self::next`] is about to say so. In doubt it is.
+    pub fn is_broken(&self) -> bool {
+        let mut ends = [PollFd::new(&self.socket, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match rustix::io::retry_on_intr(|| poll(&mut ends, Some(&now))) {
+            Ok(_) => ends.iter().any(|end| end.revents().contains(PollFlags::HUP)),
+            Err(_) => true,
+        }
     }
 
     /// Answers the holder that asks.
