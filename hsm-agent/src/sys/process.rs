@@ -1,6 +1,5 @@
 //! Limits and identity of the own process.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -132,17 +131,10 @@ fn mapping(pid: i32) -> Option<bool> {
     const NATIVE: [i64; 3] = [libc::SYS_mmap, libc::SYS_execve, libc::SYS_execveat];
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Some(true) };
     let mut runs = false;
-    for thread in threads.flatten() {
-        // "running", or a number and its arguments. (A thread that has ended since maps nothing.)
-        let text = match std::fs::read_to_string(thread.path().join("syscall")) {
-            Ok(text) => text,
-            Err(e)
-                if e.raw_os_error() == Some(libc::ESRCH) || e.kind() == io::ErrorKind::NotFound =>
-            {
-                continue;
-            }
-            Err(_) => return Some(true),
-        };
+    for thread in threads {
+        // "running", or a number and its arguments.
+        let text = thread.and_then(|thread| std::fs::read_to_string(thread.path().join("syscall")));
+        let Ok(text) = text else { return Some(true) };
         match text.split_whitespace().next().and_then(|n| n.parse::<i64>().ok()) {
             Some(n) if NATIVE.contains(&n) || COMPAT.contains(&n) => return Some(true),
             Some(_) => {}
