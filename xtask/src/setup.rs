@@ -36,6 +36,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("find", "findutils"),
     ("cmp", "diffutils"),
     ("sqlite3", "sqlite3"),
+    ("stress-ng", "stress-ng"),
     ("git", "git"),
     ("/usr/bin/python3", "python3"),
     ("python3", "python3"),

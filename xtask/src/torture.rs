@@ -6,7 +6,7 @@
 //! ```
 //! What is run is the case `torture_never_shows_a_wrong_byte` of the end-to-end suite, with its time, its seed
 //! and a place for the image of a file system on which something was wrong. `--external` runs what others wrote:
-//! `fsx`, on a managed and on an unmanaged file system.
+//! `fsx` and `stress-ng`, on a managed and on an unmanaged file system.
 
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -25,7 +25,7 @@ use crate::{setup, vm};
     cargo xtask torture --minutes 30                         # shared by three tiers on three file systems\n  \
     cargo xtask torture --tier lsm-filter --fs xfs --minutes 3\n  \
     cargo xtask torture --seed 7                             # the dice fall as they did with this seed\n  \
-    cargo xtask torture --external                           # fsx\n\n\
+    cargo xtask torture --external                           # fsx, stress-ng\n\n\
     When a byte was wrong, the image of the file system and the agent's log stay in target/torture\n\
     (of a run in the guest, the log on the screen only).")]
 pub(crate) struct Options {
@@ -41,7 +41,7 @@ pub(crate) struct Options {
     /// For the dice; by default another one each time, which is told
     #[arg(long)]
     seed: Option<u64>,
-    /// Programs of others instead: fsx
+    /// Programs of others instead: fsx, stress-ng
     #[arg(long)]
     external: bool,
 }
