@@ -292,7 +292,12 @@ fn mark(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
         // It would not count (its epoch differs), but why keep it.
         pool.attributes.remove_map(open)?;
     }
-    pool.attributes.set_marker(open, &marker)?;
+    // Only over what was compared: somebody may have come for the lease since, been let through at once, and
+    // changed the file (truncate(2) opens nothing, and may have passed the watch's place before the watch was
+    // there). Died we then before the marker is taken back, it would stay over data that its object does
+    // not have. Nor is the lease let go while the marker is being set. Who comes then finds it.
+    let set = file.lease.while_intact(|| pool.attributes.set_marker(open, &marker));
+    set.ok_or_else(open_elsewhere)??;
     reach(Point::ReleaseMarked);
     Ok(())
 }

@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hsm_agent::failpoint::{BUILT_IN, Point, REACHED, VARIABLE};
-use hsm_lab::{PoolConfig, census, patience};
+use hsm_lab::{Content, PoolConfig, Run, census, patience};
 use rustix::fs::OFlags;
 
 use super::cases;
-use crate::fixture::Pool;
+use crate::fixture::{Pool, Sample};
 
 mod check;
 mod tree;
@@ -44,6 +44,44 @@ cases! {
     failpoints_on_the_way_of_an_event_lose_nothing with with_failpoints,
     failpoints_in_the_catalogue_lose_nothing with with_failpoints,
     an_overtaken_archive_leaves_no_unknown_object with with_failpoints,
+    a_cut_during_a_release_is_never_under_a_marker with with_failpoints,
+}
+
+/// `truncate(2)` opens nothing: between the lease and the marker, then the engine dies.
+fn a_cut_during_a_release_is_never_under_a_marker(pool: &mut Pool) -> Result<()> {
+    const LEFT: u64 = 16_603;
+    let armory = Armory::new(&pool.config)?;
+    let file = pool.file("file", 64_648)?;
+    pool.hsm.must("archive", [&file.path])?;
+    let before = Point::ReleaseWritten;
+    armory.arm(before, "pause", 1)?;
+    let release = pool.hsm.command(["release".as_ref(), file.path.as_os_str()]).start()?;
+    armory.wait_until_reached(before)?;
+    let size = LEFT.to_string();
+    let cutter = Run::new(std::env::current_exe()?).args(["--helper", "truncate"]);
+    let cutter = cutter.args([file.path.as_os_str(), size.as_ref()]).start()?;
+    // He waits until the release is over, or is through at once.
+    let end = Instant::now() + patience(Duration::from_millis(500));
+    while fs::metadata(&file.path)?.len() != LEFT && Instant::now() < end {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let after = Point::ReleaseSynced;
+    armory.arm(after, Death::Engine.order(), 1)?;
+    armory.let_go(before)?;
+    armory.wait_until_reached(after)?;
+    armory.clear()?;
+    wait_for_restarts(pool, 1)?;
+    let cut = cutter.finish()?;
+    ensure!(cut.code() == 0, "the cut: {}", cut.describe());
+    drop(release.finish()?);
+    let left = Sample { content: Content { size: LEFT, ..file.content }, path: file.path };
+    left.check()?;
+    pool.hsm.must("migrate", [&left.path])?;
+    left.check()?;
+    // What could not be finished while the cutter waited is looked at by the next agent.
+    pool.restart()?;
+    left.check()?;
+    Index::read(pool)?.has_no_intents()
 }
 
 fn an_overtaken_archive_leaves_no_unknown_object(pool: &mut Pool) -> Result<()> {
