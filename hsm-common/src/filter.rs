@@ -88,14 +88,21 @@ pub const VERDICTS: &str = "VERDICTS";
 pub const COUNTERS: &str = "COUNTERS";
 /// Array of one `u64`: the number of the last request.
 pub const NUMBERS: &str = "NUMBERS";
-/// Inode storage of a `u64`, whose presence counts: the marker is gone, but that is not durable, and the
-/// agent is to be asked as before.
+/// Inode storage of a `u64`, whose presence counts: there is no marker, and the agent is to be asked as if
+/// there were one.
 ///
+/// *Recall*: the marker is gone, but that is not durable.
 /// The agent sets it before it removes the marker, and deletes it when the removal is durable. It is
 /// looked for after the marker was found absent, so that it costs an online file nothing, and before
 /// that is cached ([`Cached`]). No valid verdict "online" stands beside it: while the marker was set,
 /// none could be; the removal is counted, so that a look from before it caches nothing that is valid;
 /// and a look that began after the removal finds this entry, which was there first.
+///
+/// *Release*: the marker is about to be set, and who comes is to wait for the release's end instead of its lease.
+/// The agent sets it, and then deletes the inode's [`Cached`]: a look that found nothing here has either stored its
+/// verdict where nobody finds it any more, or has yet to store it there. The count begins anew with the
+/// next look; the marker comes later, by the same thread of the agent, and is counted there. The entry stays
+/// until the agent is asked, and finds the file online.
 ///
 /// It goes with the inode: the agent keeps the file open meanwhile.
 pub const HELD: &str = "HELD";

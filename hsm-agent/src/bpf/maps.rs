@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use bytemuck::{Pod, Zeroable};
-use hsm_common::filter::{self, Server, Trust, Wait};
+use hsm_common::filter::{self, Cached, Server, Trust, Wait};
 use hsm_common::resident::Resident;
 
 use super::counters::{self, Counts};
@@ -75,6 +75,7 @@ pub struct Maps {
     trusted: TaskStorage<{ size_of::<Trust>() }>,
     server: Mutex<Array<MapData, [u8; size_of::<Server>()]>>,
     waits: Table<u64, [u8; size_of::<Wait>()]>,
+    verdicts: InodeStorage<{ size_of::<Cached>() }>,
     held: InodeStorage<{ size_of::<u64>() }>,
     resident: InodeStorage<{ size_of::<Resident>() }>,
     counters: PerCpuArray<MapData, u64>,
@@ -106,6 +107,7 @@ impl Maps {
             trusted: local_storage(dir, filter::TRUSTED)?,
             server: Mutex::new(server.map_err(failed(filter::SERVER, "opening"))?),
             waits: Mutex::new(open(dir, filter::WAITS)?),
+            verdicts: local_storage(dir, filter::VERDICTS)?,
             held: local_storage(dir, filter::HELD)?,
             resident: local_storage(dir, filter::RESIDENT)?,
             counters: open(dir, filter::COUNTERS)?,
@@ -235,14 +237,20 @@ impl Maps {
             .map_err(failed(filter::WAITS, "answering a request"))
     }
 
-    /// Has accesses to the file asked about although its marker goes: to be called before the marker
-    /// is removed. The descriptor may be `O_PATH`.
+    /// Has accesses to the file asked about although it has no marker: to be called before the marker is
+    /// removed, and with [`forget`](Self::forget) before it is set. The descriptor may be `O_PATH`.
     ///
     /// It is kept with the inode in memory: whoever holds a file keeps it open until
     /// [`unhold`](Self::unhold), or the kernel may forget it. It outlives the caller; the next agent, asked
     /// about a file without a marker, makes sure that the removal is durable and lets go.
     pub fn hold(&self, file: BorrowedFd<'_>) -> Result<(), BpfError> {
         self.held.set(file, &1u64.to_ne_bytes()).map_err(stored(filter::HELD, "holding a file"))
+    }
+
+    /// Has the programs look at the file again, whatever they know of it. The descriptor may be `O_PATH`.
+    pub fn forget(&self, file: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let result = self.verdicts.delete(file).map(drop);
+        result.map_err(stored(filter::VERDICTS, "having a file looked at again"))
     }
 
     /// The removal of the marker is durable. Does nothing if the file is not held.

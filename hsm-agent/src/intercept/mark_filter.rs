@@ -75,9 +75,12 @@ impl Interceptor for MarkFilter {
     }
 
     fn watch(&self, file: MarkTarget<'_>) -> io::Result<()> {
-        // From the moment that the marker is set, the program finds it. Until then an opener would wait for
-        // the release's lease only, which goes as soon as he does, and find the marker where he was told
-        // that there was none.
+        // From the moment that the marker is set, the program finds it. Until then an opener, and who cuts
+        // the file without opening it, would wait for the release's lease only, which goes as soon as he does,
+        // and find the marker where he was told that there was none.
+        self.maps.hold(file.fd()).map_err(plain)?;
+        // "Online" would be believed before anybody looks whether the file is held.
+        self.maps.forget(file.fd()).map_err(plain)?;
         self.group.watch_inode(file, WATCHED)
     }
 
