@@ -104,10 +104,11 @@ impl<'a> Room<'a> {
         }
         self.sync()?;
         let after = available(self.pool)?;
+        let done = if files == 0 { "nothing could be" } else { "archived files were" };
         tracing::warn!(
             pool = self.pool.config.name, files, bytes, before, after, wanted,
             refused = refused.as_deref(), file = %self.pool.describe(&self.job.file).display(),
-            "the file system is full: archived files were released for a recall"
+            "the file system is full: {done} released for a recall"
         );
         Ok(after > before && files > 0)
     }

@@ -274,17 +274,22 @@ fn waiters_can_be_aborted(pool: &mut Pool) -> Result<()> {
     pool.restart_slow("512KiB")?;
     let reader = hsm_lab::Run::new("cat").args([&file]).start()?;
     thread::sleep(Duration::from_millis(500));
-    let text = pool.hsm.command(["--json", "waiters"]).ok()?.text();
-    let waiter: serde_json::Value = serde_json::from_str(text.lines().next().unwrap_or(""))?;
-    let id = waiter.get("id").with_context(|| text.clone())?;
-    let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
     let begin = Instant::now();
-    pool.hsm.command(["waiters", "abort", &id]).ok()?;
+    abort_who_waits_for(pool, "/waited-for")?;
     let out = reader.finish()?;
     ensure!(begin.elapsed() < patience(Duration::from_secs(3)), "it took {:?}", begin.elapsed());
     ensure!(out.code() == 1 && out.stdout.is_empty(), "{}", out.describe());
     pool.restart_fast()?;
     file.check()
+}
+
+fn abort_who_waits_for(pool: &Pool, name: &str) -> Result<()> {
+    let text = pool.hsm.command(["--json", "waiters"]).ok()?.text();
+    let waiter = text.lines().find(|line| line.contains(name)).context("no waiter")?;
+    let waiter: serde_json::Value = serde_json::from_str(waiter)?;
+    let id = waiter.get("id").with_context(|| text.clone())?;
+    let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
+    pool.hsm.command(["waiters", "abort", &id]).ok().map(drop)
 }
 
 fn a_recall_that_nobody_waits_for_leaves_the_queue(pool: &mut Pool) -> Result<()> {
@@ -305,12 +310,7 @@ fn a_recall_that_nobody_waits_for_leaves_the_queue(pool: &mut Pool) -> Result<()
         ensure!(Instant::now() < end, "the second recall is not queued");
         thread::sleep(Duration::from_millis(20));
     }
-    let text = pool.hsm.command(["--json", "waiters"]).ok()?.text();
-    let waiter = text.lines().find(|line| line.contains("/second")).context("no waiter")?;
-    let waiter: serde_json::Value = serde_json::from_str(waiter)?;
-    let id = waiter.get("id").with_context(|| text.clone())?;
-    let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
-    pool.hsm.command(["waiters", "abort", &id]).ok()?;
+    abort_who_waits_for(pool, "/second")?;
     ensure!(waits.finish()?.code() == 1, "it was not aborted");
     ensure!(queued(pool)? == 0, "the recall is still queued");
     pool.assert_state(&second.path, &["offline"])?;

@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use super::cases;
 use super::mounts::Mount;
 use super::processes::wait_until_up;
-use crate::fixture::{Pool, Sample, assert_read_fails};
+use crate::fixture::{Needs, Pool, Sample, assert_read_fails};
 
 const MIB: u64 = 1 << 20;
 const MARKER: &str = "security.bpf.hsm";
@@ -185,8 +185,10 @@ fn change_pools(pool: &mut Pool, other: &Path) -> Result<()> {
     fs::create_dir(&store)?;
     let lab = pool.config.render();
     let (head, lab) = lab.split_once("[[pool]]").context("no pool")?;
+    // The filter looks for one marker.
+    let marker = if Needs::Filter.are_met() { "" } else { "marker = \"security.bpf.other\"\n" };
     let second = format!(
-        "name = \"other\"\nmount = {other:?}\nmarker = \"security.bpf.other\"\n\
+        "name = \"other\"\nmount = {other:?}\n{marker}\
          [pool.store]\nkind = \"local\"\npath = {store:?}\n"
     );
     pool.config.store_options.push(format!("[[pool]]\n{second}"));
