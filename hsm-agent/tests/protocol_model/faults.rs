@@ -162,8 +162,9 @@ fn boot(setup: &Setup, state: &mut State) {
 pub(crate) fn kernel_steps(setup: &Setup, out: &mut Steps<'_>) {
     let from = out.from;
     let engine = from.agent.engine;
-    // `Lease::while_intact` holds the break watch up until the punch is over.
-    if engine && from.lease == Lease::WriteBreaking && from.agent.job != Job::ReleasePunch(1) {
+    // `Lease::while_intact` holds the break watch up while the marker is set, and until the punch is over.
+    let intact = matches!(from.agent.job, Job::ReleaseMarked | Job::ReleasePunch(1));
+    if engine && from.lease == Lease::WriteBreaking && !intact {
         out.progress("engine", "gives the broken lease up", |s| s.lease = Lease::None);
     }
     if engine && from.archive_lease == Lease::ReadBreaking {

@@ -137,6 +137,13 @@ fn commit(setup: &Setup, out: &mut Steps<'_>, job: Job) {
             let early = setup.is(Mutant::PunchBeforeMarker);
             s.agent.job = if early { Job::ReleasePunch(0) } else { Job::ReleaseMark };
         }),
+        Job::ReleaseMark
+            if !out.from.lease.is_intact() && !setup.is(Mutant::MarkerWithoutLease) =>
+        {
+            out.progress(RELEASE, "step 6: the lease is gone, no marker is set", |s| {
+                s.agent.job = Job::UndoRemove;
+            });
+        }
         Job::ReleaseMark => out.progress(RELEASE, "step 6: sets the marker", |s| {
             s.watch |= setup.is(Mutant::WatchAfterLease);
             s.file.change(|m| m.marker = s.agent.object);

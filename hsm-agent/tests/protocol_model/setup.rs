@@ -62,6 +62,8 @@ pub(crate) enum Mutant {
     RepunchTrustsTime,
     /// Release: the marker is set over data that the device may not have yet.
     MarkerBeforeData,
+    /// Release: the marker is set without a look at the lease.
+    MarkerWithoutLease,
     /// An archive job may claim a file that is being recalled or settles.
     ArchiveDuringRecall,
     /// The engine of a dead holder ends without denying whoever waits in its group.
