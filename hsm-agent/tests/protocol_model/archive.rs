@@ -22,7 +22,7 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>) {
             s.watch = false;
             s.agent.archive = Archive::Lease;
         }),
-        Archive::Lease if out.from.writer.counts() => {
+        Archive::Lease if out.from.is_open_for_writing() => {
             out.progress(ARCHIVE, "no lease: open for writing", then(Archive::Idle));
         }
         Archive::Lease => out.progress(ARCHIVE, "takes a read lease", |s| {

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::fmt::Write;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::setup::Setup;
-use crate::state::{Key, State};
+use crate::setup::{Pace, Setup};
+use crate::state::{Cut, Key, State};
 use crate::step::{Kind, Step, Steps};
-use crate::{archive, faults, opener, recall, release};
+use crate::{archive, cutter, faults, opener, recall, release};
 
 /// What an enumeration found.
 #[derive(Debug)]
@@ -59,6 +59,11 @@ impl Hasher for Mix {
 /// Everything that can happen in a state.
 fn successors(setup: &Setup, from: State, found: &mut Vec<Step>) {
     found.clear();
+    cutter::steps(setup, &mut Steps { from, found });
+    // Not asked, or answered, and with write access: one step.
+    if setup.cutter == Some(Pace::Prompt) && from.cutter.at == Cut::Passed {
+        return;
+    }
     for who in 0..3 {
         opener::steps(setup, &mut Steps { from, found }, who);
     }

@@ -2,8 +2,8 @@
 
 use crate::recall::deny_all;
 use crate::release::marked;
-use crate::setup::{Mutant, Setup};
-use crate::state::{Archive, At, Cached, Item, Job, Lease, NOTHING, Opener, State};
+use crate::setup::{Mutant, Setup, Tier};
+use crate::state::{Archive, At, Cached, Cut, Cutter, Item, Job, Lease, NOTHING, Opener, State};
 use crate::step::Steps;
 
 const FAULT: &str = "fault";
@@ -26,7 +26,7 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>) {
         out.whim(FAULT, "the holder dies", |s| {
             s.left.crashes -= 1;
             kill_holder(s);
-            close_group(s);
+            close_group(setup, s);
         });
     }
     if agent.holder && agent.engine && setup.both_die {
@@ -49,25 +49,36 @@ fn kill_engine(setup: &Setup, state: &mut State) {
     agent.job = Job::Idle;
     agent.archive = Archive::Idle;
     agent.finished = false;
+    state.cutter.promised = false;
     state.lease = Lease::None;
     state.archive_lease = Lease::None;
     if setup.is(Mutant::AllowOnEngineDeath) {
-        state.openers_mut().into_iter().for_each(|opener| *opener = opener.allowed());
+        state.allow();
     }
-    close_group(state);
+    close_group(setup, state);
 }
 
 /// The programs' server is gone, and the next one has another serial number.
 fn kill_holder(state: &mut State) {
     state.agent.holder = false;
     state.openers_mut().into_iter().for_each(|opener| opener.vouched = false);
+    state.cutter.promised = false;
+    // `guard_truncate` looks whether somebody serves.
+    if state.cutter.at == Cut::AskedRecall {
+        state.cutter = state.cutter.allowed();
+    }
 }
 
-/// With its last descriptor a group's marks go, and the kernel lets pass whoever waits in it.
-fn close_group(state: &mut State) {
+/// With its last descriptor a group's marks go, and the kernel lets pass whoever waits in it; that of tier
+/// mark-filter fails closed.
+fn close_group(setup: &Setup, state: &mut State) {
     if !state.group() {
         state.watch = false;
-        state.openers_mut().into_iter().for_each(|opener| *opener = opener.allowed());
+        if setup.tier == Tier::MarkFilter {
+            deny_all(state);
+        } else {
+            state.allow();
+        }
     }
 }
 
@@ -106,8 +117,8 @@ fn start(setup: &Setup, state: &mut State) {
 fn power_cut(setup: &Setup, out: &mut Steps<'_>) {
     let file = out.from.file;
     for a in file.chunk[0].survivors() {
-        for b in file.chunk[1].survivors() {
-            for meta in file.surviving_meta() {
+        for meta in file.surviving_meta() {
+            for b in file.surviving_tail(meta) {
                 for intent in out.from.agent.intent.survivors() {
                     out.whim(FAULT, name(meta.marker, [a, b], file.truth), |s| {
                         s.left.crashes -= 1;
@@ -143,11 +154,14 @@ fn boot(setup: &Setup, state: &mut State) {
     if state.writer.at == At::Gone {
         state.writer = Opener::AWAY;
     }
+    if state.cutter.at != Cut::Away {
+        state.cutter = Cutter::at(Cut::Gone);
+    }
     kill_engine(setup, state);
     state.agent.holder = true;
     state.agent.vouched = false;
     state.cached = Cached::None;
-    state.watch = setup.watches_all();
+    (state.watch, state.held) = (setup.watches_all(), false);
     for chunk in 0..2 {
         // What nobody synced may be gone; then the file is what is left.
         let here = state.file.chunk[chunk].now;
@@ -162,8 +176,9 @@ fn boot(setup: &Setup, state: &mut State) {
 pub(crate) fn kernel_steps(setup: &Setup, out: &mut Steps<'_>) {
     let from = out.from;
     let engine = from.agent.engine;
-    // `Lease::while_intact` holds the break watch up until the punch is over.
-    if engine && from.lease == Lease::WriteBreaking && from.agent.job != Job::ReleasePunch(1) {
+    // `Lease::while_intact` holds the break watch up while the marker is set, and until the punch is over.
+    let intact = matches!(from.agent.job, Job::ReleaseMarked | Job::ReleasePunch(1));
+    if engine && from.lease == Lease::WriteBreaking && !intact {
         out.progress("engine", "gives the broken lease up", |s| s.lease = Lease::None);
     }
     if engine && from.archive_lease == Lease::ReadBreaking {
@@ -177,10 +192,10 @@ pub(crate) fn kernel_steps(setup: &Setup, out: &mut Steps<'_>) {
     let used = from.is_open() || from.agent.job != Job::Idle || from.agent.archive != Archive::Idle;
     let watch = setup.watches_all() && from.group();
     let clean = from.file.journal.count_ones() == 1;
-    if !used && clean && (from.cached != Cached::None || from.watch != watch) {
+    if !used && clean && (from.cached != Cached::None || from.held || from.watch != watch) {
         out.whim("kernel", "evicts the inode, its mark and its cached verdict", |s| {
             s.cached = Cached::None;
-            s.watch = watch;
+            (s.watch, s.held) = (watch, false);
         });
     }
 }

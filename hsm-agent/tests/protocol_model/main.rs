@@ -1,8 +1,8 @@
 //! The protocols of Archive, Release, Recall and their recovery, modelled step by step, and every state
 //! that can be reached looked at: `docs/PROTOCOL-MODEL.md` has what is assumed, and what was found.
 //!
-//! [`state`] is one state, and what must hold in each. [`opener`], [`recall`], [`release`], [`archive`] and
-//! [`faults`] have the steps, one for each that the code takes; they are named as there. [`explore`] goes
+//! [`state`] is one state, and what must hold in each. [`opener`], [`cutter`], [`recall`], [`release`],
+//! [`archive`] and [`faults`] have the steps, one for each that the code takes; they are named as there. [`explore`] goes
 //! through them, breadth first. A [`setup::Mutant`] is a rule that is left out: the model must find what
 //! it is for.
 //!
@@ -10,6 +10,7 @@
 //! for the counterexamples in words.
 
 mod archive;
+mod cutter;
 mod explore;
 mod faults;
 mod mutants;
@@ -21,7 +22,7 @@ mod state;
 mod step;
 
 use explore::{Outcome, explore};
-use setup::{Setup, Tier};
+use setup::{Pace, Setup, Tier};
 
 /// Every state is right.
 #[track_caller]
@@ -63,7 +64,7 @@ fn as_built_in_tier_user_filter() {
 
 #[test]
 fn archived_again_and_released_twice() {
-    for tier in [Tier::LsmFilter, Tier::UserFilter] {
+    for tier in [Tier::LsmFilter, Tier::MarkFilter, Tier::UserFilter] {
         holds(&Setup::new(tier).writes(2).releases(2).archives(1).an_agent_lives());
     }
 }
@@ -83,4 +84,30 @@ fn two_crashes() {
 #[test]
 fn two_readers_and_two_crashes() {
     holds(&Setup::new(Tier::LsmFilter).readers(2).crashes(2));
+}
+
+#[test]
+fn as_built_in_tier_mark_filter() {
+    holds(&Setup::new(Tier::MarkFilter).readers(2));
+    holds(&Setup::new(Tier::MarkFilter).crashes(2));
+}
+
+/// Kernel programs stand before the cut itself, however long it has been on its way.
+#[test]
+fn cut_by_path_where_programs_are() {
+    for tier in [Tier::LsmFilter, Tier::MarkFilter, Tier::Guarded] {
+        let setup = Setup::new(tier).cutter(Pace::Slow);
+        holds(&setup);
+        holds(&setup.writes(0).crashes(2));
+        holds(&setup.writes(0).releases(2).archives(1).an_agent_lives());
+    }
+}
+
+/// `mutants.rs` has what becomes of who is slow.
+#[test]
+fn cut_by_path_where_no_programs_are() {
+    let setup = Setup::new(Tier::UserFilter).cutter(Pace::Prompt);
+    holds(&setup);
+    holds(&setup.writes(0).crashes(2));
+    holds(&setup.writes(0).releases(2).archives(1));
 }

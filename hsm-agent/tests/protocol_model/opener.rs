@@ -99,7 +99,10 @@ impl Program<'_, '_> {
             (false, true) => Cached::Marked,
             (false, false) => Cached::Online,
         };
-        self.out.from.cached = verdict;
+        // Not remembered of a file that is held.
+        if marked || !self.out.from.held {
+            self.out.from.cached = verdict;
+        }
         match (marked, again) {
             (false, false) => self.go(At::BeforeFanotify, "guard_open: finds no marker", |_| {}),
             (false, true) => self.go(At::Open, "guard_post_open: finds no marker", |_| {}),
@@ -112,8 +115,10 @@ impl Program<'_, '_> {
         let from = &self.out.from;
         let (watched, holder) = (from.is_watched(), from.agent.holder);
         match self.setup.tier {
-            Tier::LsmFilter if watched => self.go(At::BeforeFanotify, what, |_| {}),
-            Tier::LsmFilter if holder => self.go(At::WantsWatch, what, |_| {}),
+            Tier::LsmFilter | Tier::MarkFilter if watched => {
+                self.go(At::BeforeFanotify, what, |_| {});
+            }
+            Tier::LsmFilter | Tier::MarkFilter if holder => self.go(At::WantsWatch, what, |_| {}),
             Tier::Guarded if holder => {
                 let who = self.who;
                 self.go(At::BeforeFanotify, what, |s| s.openers_mut()[who].vouched = true);
@@ -182,7 +187,11 @@ impl Program<'_, '_> {
     }
 
     fn begin_access(&mut self) {
-        if self.setup.watches_all() && self.out.from.is_watched() {
+        let from = &self.out.from;
+        let filtered = self.setup.tier == Tier::MarkFilter && (from.is_marked() || from.held);
+        if filtered && !from.group() {
+            self.refused("accesses the data: nobody has the group: EIO");
+        } else if filtered || self.setup.watches_all() && from.is_watched() {
             self.go(At::AskedContent, "accesses the data: raises an event and waits", |_| {});
         } else {
             self.go(At::Access, "accesses the data", |_| {});

@@ -4,8 +4,8 @@
 //! Recall: marker → compare what is there → chunks → times → sync → marker removed → readers go on →
 //! removal durable → writers go on.
 
-use crate::setup::{Mutant, Setup};
-use crate::state::{Archive, Job, Lease, NOTHING, Opener, State};
+use crate::setup::{Mutant, Setup, Tier};
+use crate::state::{Archive, Cut, Cutter, Job, Lease, NOTHING, Opener, State};
 use crate::step::Steps;
 
 const ENGINE: &str = "engine";
@@ -28,7 +28,9 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>) {
             s.agent.job = Job::Answer;
         }),
         Job::LookedOffline => out.progress(ENGINE, "keeps the watch: the file is offline", |s| {
-            s.watch |= !setup.is(Mutant::NoKeepWatch);
+            let keeps = !setup.is(Mutant::NoKeepWatch);
+            let kept = if setup.tier == Tier::MarkFilter { &mut s.held } else { &mut s.watch };
+            *kept |= keeps;
             s.agent.job = Job::RecallOpen;
         }),
         Job::Answer => out.progress(ENGINE, "allows all who wait", allow_all),
@@ -38,7 +40,7 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>) {
 
 /// The kernel need not ask about the file.
 pub(crate) fn pass_over(state: &mut State) {
-    state.watch = false;
+    (state.watch, state.held) = (false, false);
 }
 
 fn begin(out: &mut Steps<'_>) {
@@ -48,7 +50,7 @@ fn begin(out: &mut Steps<'_>) {
             s.agent.job = Job::LookedOffline;
         });
     }
-    if !out.from.openers().iter().any(|opener| opener.is_asked()) {
+    if !out.from.is_asked() {
         return;
     }
     if out.from.is_marked() {
@@ -61,7 +63,7 @@ fn begin(out: &mut Steps<'_>) {
 /// Nobody is answered by an engine whose holder is gone: the sentinel does that.
 fn allow_all(state: &mut State) {
     if state.agent.holder {
-        state.openers_mut().into_iter().for_each(|opener| *opener = opener.allowed());
+        state.allow();
     }
     state.agent.job = Job::Idle;
 }
@@ -74,6 +76,9 @@ pub(crate) fn deny_all(state: &mut State) {
     }
     if writer.is_asked() {
         *writer = Opener::AWAY;
+    }
+    if state.cutter.is_asked() {
+        state.cutter = Cutter::at(Cut::Gone);
     }
 }
 
@@ -90,7 +95,7 @@ fn fail(state: &mut State) {
 fn judge(out: &mut Steps<'_>) {
     let from = &out.from;
     let cleared = from.agent.job.is_settling() && !from.agent.bulk;
-    if !cleared || from.lease != Lease::Read || from.writer.counts() {
+    if !cleared || from.lease != Lease::Read || from.is_open_for_writing() {
         return;
     }
     for reader in 0..2 {
@@ -119,6 +124,13 @@ fn sentinel(out: &mut Steps<'_>) {
                 let opener = &mut *s.openers_mut()[who];
                 *opener = opener.allowed();
             });
+        }
+    }
+    if out.from.cutter.is_asked() {
+        out.progress("sentinel", "denies a cut", |s| s.cutter = Cutter::at(Cut::Gone));
+        if online {
+            let what = "allows a cut of the online file";
+            out.progress("sentinel", what, |s| s.cutter = s.cutter.allowed());
         }
     }
 }
@@ -153,7 +165,7 @@ fn recall(setup: &Setup, out: &mut Steps<'_>, job: Job) {
         Job::RecallLease if setup.is(Mutant::AnswerBeforeDurable) => {
             out.progress(ENGINE, "recall: is content", then(Job::Answer));
         }
-        Job::RecallLease if out.from.writer.counts() => {
+        Job::RecallLease if out.from.is_open_for_writing() => {
             // An operator's recall has not synced its data yet.
             let next = if out.from.agent.bulk { Job::RecallSync } else { Job::CompleteSync };
             out.progress(ENGINE, "recall: gets no read lease", then(next));

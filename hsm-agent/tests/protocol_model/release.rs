@@ -5,7 +5,8 @@
 //! marker → sync → lease taken again → punch → times → catalogue. The agent's own descriptor raises
 //! no count here: the kernel knows whose lease it is.
 
-use crate::setup::{Mutant, Setup};
+use crate::recall::pass_over;
+use crate::setup::{Mutant, Setup, Tier};
 use crate::state::{Archive, Job, Lease, NOTHING, State};
 use crate::step::Steps;
 
@@ -52,8 +53,22 @@ fn begin(out: &mut Steps<'_>) {
     if agent.holder && free && out.from.left.releases > 0 && !out.from.is_marked() {
         out.whim(RELEASE, "step 1: claims the file", |s| {
             s.left.releases -= 1;
+            s.cutter.promised = false;
             s.agent.job = Job::ReleasePassOver;
         });
+    }
+}
+
+/// `Interceptor::watch`. The marker, which the filter of tier mark-filter looks for, is not there yet: so
+/// the file is held, and a verdict that it is online forgotten.
+fn watch(setup: &Setup, state: &mut State) {
+    state.watch = true;
+    if setup.tier != Tier::MarkFilter || setup.is(Mutant::NotHeld) {
+        return;
+    }
+    state.held = true;
+    if !setup.is(Mutant::HeldBesideVerdict) {
+        state.invalidate();
     }
 }
 
@@ -65,12 +80,12 @@ fn retaken(state: &State) -> bool {
 fn acquire(setup: &Setup, out: &mut Steps<'_>, job: Job) {
     match job {
         Job::ReleasePassOver => out.progress(RELEASE, "step 2: opens the file, passed over", |s| {
-            s.watch = false;
+            pass_over(s);
             let first = !setup.is(Mutant::WatchAfterLease);
             s.agent.job = if first { Job::ReleaseWatch } else { Job::ReleaseLease };
         }),
         Job::ReleaseWatch => out.progress(RELEASE, "the watch is put in place", |s| {
-            s.watch = true;
+            watch(setup, s);
             s.agent.job = Job::ReleaseLease;
         }),
         Job::ReleaseLease if out.from.is_open() => {
@@ -85,11 +100,12 @@ fn acquire(setup: &Setup, out: &mut Steps<'_>, job: Job) {
         Job::ReleaseCheck => check(setup, out),
         // Blocks behind the end are freed; the truncation must raise no event.
         Job::TrimPassOver => out.progress(RELEASE, "trim: passed over, and trims", |s| {
-            s.watch = false;
+            pass_over(s);
+            s.cutter.promised = false;
             s.agent.job = Job::TrimWatch;
         }),
         Job::TrimWatch => out.progress(RELEASE, "trim: the watch is put back", |s| {
-            s.watch = true;
+            watch(setup, s);
             s.agent.job = Job::TrimRetake;
         }),
         Job::TrimRetake => {
@@ -137,6 +153,13 @@ fn commit(setup: &Setup, out: &mut Steps<'_>, job: Job) {
             let early = setup.is(Mutant::PunchBeforeMarker);
             s.agent.job = if early { Job::ReleasePunch(0) } else { Job::ReleaseMark };
         }),
+        Job::ReleaseMark
+            if !out.from.lease.is_intact() && !setup.is(Mutant::MarkerWithoutLease) =>
+        {
+            out.progress(RELEASE, "step 6: the lease is gone, no marker is set", |s| {
+                s.agent.job = Job::UndoRemove;
+            });
+        }
         Job::ReleaseMark => out.progress(RELEASE, "step 6: sets the marker", |s| {
             s.watch |= setup.is(Mutant::WatchAfterLease);
             s.file.change(|m| m.marker = s.agent.object);

@@ -1,12 +1,14 @@
 //! What is modelled: a tier, bounds, and perhaps one rule left out.
 
-use crate::state::{Left, State};
+use crate::state::{Cut, Cutter, Left, State};
 
 /// How accesses are intercepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tier {
     /// `lsm-filter`: the programs in filter mode.
     LsmFilter,
+    /// `mark-filter`, of a file that is recalled whole: opens as in `lsm-filter`.
+    MarkFilter,
     /// `user-filter`, the programs in guard mode beside it.
     Guarded,
     /// `user-filter` alone. It protects nothing when holder and engine are gone, and says so.
@@ -62,10 +64,25 @@ pub(crate) enum Mutant {
     RepunchTrustsTime,
     /// Release: the marker is set over data that the device may not have yet.
     MarkerBeforeData,
+    /// Release: the marker is set without a look at the lease.
+    MarkerWithoutLease,
+    /// Release, tier mark-filter: the file is not held.
+    NotHeld,
+    /// Release, tier mark-filter: the file is held, and a verdict that it is online stays cached.
+    HeldBesideVerdict,
     /// An archive job may claim a file that is being recalled or settles.
     ArchiveDuringRecall,
     /// The engine of a dead holder ends without denying whoever waits in its group.
     AllowAtTakeOver,
+}
+
+/// How long the cutter takes from fsnotify to `get_write_access`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// As long as it likes.
+    Slow,
+    /// Nothing else happens meanwhile.
+    Prompt,
 }
 
 /// A run.
@@ -73,6 +90,8 @@ pub(crate) enum Mutant {
 pub(crate) struct Setup {
     pub(crate) tier: Tier,
     pub(crate) readers: usize,
+    /// A program cuts the file.
+    pub(crate) cutter: Option<Pace>,
     pub(crate) left: Left,
     /// Holder and engine may die together, without the machine.
     pub(crate) both_die: bool,
@@ -82,11 +101,22 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn new(tier: Tier) -> Self {
         let left = Left { writes: 1, releases: 1, archives: 0, crashes: 1 };
-        Self { tier, readers: 1, left, both_die: tier != Tier::UserFilter, mutants: &[] }
+        Self {
+            tier,
+            readers: 1,
+            cutter: None,
+            left,
+            both_die: tier != Tier::UserFilter,
+            mutants: &[],
+        }
     }
 
     pub(crate) fn readers(self, readers: usize) -> Self {
         Self { readers, ..self }
+    }
+
+    pub(crate) fn cutter(self, pace: Pace) -> Self {
+        Self { cutter: Some(pace), ..self }
     }
 
     pub(crate) fn writes(self, writes: u8) -> Self {
@@ -123,12 +153,15 @@ impl Setup {
 
     /// The whole file system is watched, except for inodes that are passed over.
     pub(crate) fn watches_all(&self) -> bool {
-        self.tier != Tier::LsmFilter
+        matches!(self.tier, Tier::Guarded | Tier::UserFilter)
     }
 
     pub(crate) fn initial(&self) -> State {
         let mut state = State::initial(self.readers, self.left);
         state.watch = self.watches_all();
+        if self.cutter.is_some() {
+            state.cutter = Cutter::at(Cut::Away);
+        }
         state
     }
 }

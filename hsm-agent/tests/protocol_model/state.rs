@@ -50,17 +50,27 @@ pub(crate) struct Meta {
     /// The object, and the modification time, that the record names.
     pub(crate) record: u8,
     pub(crate) mtime: u8,
+    /// The size is what the cutter made it.
+    pub(crate) cut: bool,
 }
 
 impl Meta {
     fn number(self) -> u8 {
-        self.marker << 4 | self.record << 2 | self.mtime
+        u8::from(self.cut) << 6 | self.marker << 4 | self.record << 2 | self.mtime
     }
 
     fn numbered(number: u8) -> Self {
-        Self { marker: number >> 4, record: number >> 2 & 3, mtime: number & 3 }
+        Self {
+            marker: number >> 4 & 3,
+            record: number >> 2 & 3,
+            mtime: number & 3,
+            cut: number >> 6 != 0,
+        }
     }
 }
+
+/// The [`Meta`] that are cut, as [`File::journal`] has them.
+const CUT: u128 = !(u64::MAX as u128);
 
 /// The file.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +80,9 @@ pub(crate) struct File {
     /// Bit set of the [`Meta`] that the device may have: as they were at one moment since the last
     /// sync. ext4, XFS and btrfs keep the order of changes of one inode; when they commit them, is
     /// open, and so is what becomes of data meanwhile.
-    pub(crate) journal: u64,
+    pub(crate) journal: u128,
+    /// The version that the cut has made; [`NOTHING`] before it.
+    pub(crate) cut: u8,
     /// Bit set: what a reader of each chunk may see. One version, except after a power cut that took
     /// unsynced bytes: then whatever the device has, until somebody reads it.
     pub(crate) truth: [u8; 2],
@@ -79,9 +91,13 @@ pub(crate) struct File {
 }
 
 impl File {
-    /// `fdatasync`: on ext4 it commits what the data needs, which the attributes and times are not.
+    /// `fdatasync`: on ext4 it commits what the data needs, which the attributes and times are not, but
+    /// the size is, and what came before it.
     pub(crate) fn sync_data(&mut self) {
         self.chunk.iter_mut().for_each(Item::sync);
+        if self.meta.cut {
+            self.journal &= CUT;
+        }
         self.legal = self.truth;
     }
 
@@ -103,7 +119,16 @@ impl File {
 
     /// What may be found after a power cut.
     pub(crate) fn surviving_meta(self) -> impl Iterator<Item = Meta> {
-        (0..64).filter(move |number| self.journal & (1 << number) != 0).map(Meta::numbered)
+        (0..128).filter(move |number| self.journal & (1 << number) != 0).map(Meta::numbered)
+    }
+
+    /// What may be found after a power cut in chunk 1 beside `meta`: what was cut off is gone with the size,
+    /// and not before it.
+    pub(crate) fn surviving_tail(self, meta: Meta) -> impl Iterator<Item = u8> {
+        let cut = self.cut;
+        self.chunk[1].survivors().filter(move |tail| {
+            if meta.cut { *tail == NOTHING || *tail >= cut } else { cut == NOTHING || *tail != cut }
+        })
     }
 }
 
@@ -240,6 +265,82 @@ impl Opener {
     }
 }
 
+/// Where a program is that cuts the file by path, in the order of `vfs_truncate`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Has not called it yet.
+    Away,
+    /// Before fsnotify.
+    Begun,
+    /// Tier mark-filter: `mark_access` has read `seq`, not the marker.
+    Looking,
+    /// In fanotify, waits for an answer.
+    Asked,
+    /// Allowed, or not asked.
+    Passed,
+    /// The inode's write count is raised.
+    Counted,
+    /// Past `break_lease`.
+    Truncating,
+    /// Tier lsm-filter: `guard_truncate` waits for a recall.
+    AskedRecall,
+    /// Before the inode is locked, `guard_setattr` asked, and the file cut.
+    Unlocked,
+    /// Has cut the file.
+    Done,
+    /// Was to be asked before, and was not.
+    Met,
+    /// Has dropped its write access, or was refused.
+    Gone,
+}
+
+/// A program that cuts the file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cutter {
+    pub(crate) at: Cut,
+    /// `seq` has changed since it was read.
+    pub(crate) stale: bool,
+    /// It came when a release had its watch in place, which has gone on since.
+    pub(crate) promised: bool,
+}
+
+impl Cutter {
+    pub(crate) const fn at(at: Cut) -> Self {
+        Self { at, stale: false, promised: false }
+    }
+
+    /// Whether the inode's write count includes it.
+    pub(crate) fn counts(self) -> bool {
+        matches!(
+            self.at,
+            Cut::Counted | Cut::Truncating | Cut::AskedRecall | Cut::Unlocked | Cut::Done
+        )
+    }
+
+    pub(crate) fn is_asked(self) -> bool {
+        matches!(self.at, Cut::Asked | Cut::AskedRecall)
+    }
+
+    /// Waits for somebody else.
+    fn waits(self) -> bool {
+        self.is_asked() || self.at == Cut::Counted
+    }
+
+    /// Goes on within the same call.
+    pub(crate) fn on(self, at: Cut) -> Self {
+        Self { promised: self.promised && at != Cut::Gone, ..Self::at(at) }
+    }
+
+    /// Who asked lets it go on.
+    pub(crate) fn allowed(self) -> Self {
+        match self.at {
+            Cut::Asked => self.on(Cut::Passed),
+            Cut::AskedRecall => self.on(Cut::Unlocked),
+            _ => self,
+        }
+    }
+}
+
 /// What the engine does with the file: the next step, named as in the module that does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Job {
@@ -352,6 +453,12 @@ impl Job {
     pub(crate) fn is_release(self) -> bool {
         self.number() >= Self::ReleasePassOver.number()
     }
+
+    /// Releasing, with a watch in place.
+    pub(crate) fn is_watched_release(self) -> bool {
+        let before = matches!(self, Self::ReleasePassOver | Self::ReleaseWatch | Self::TrimWatch);
+        self.is_release() && !before
+    }
 }
 
 /// What an archive job does with the file, beside [`Job`].
@@ -421,7 +528,7 @@ pub(crate) struct Left {
 }
 
 /// A state as a number.
-pub(crate) type Key = (u128, u64);
+pub(crate) type Key = (u128, u128);
 
 /// Everything.
 #[derive(Clone, Copy, Debug)]
@@ -433,6 +540,8 @@ pub(crate) struct State {
     pub(crate) newest: u8,
     /// The inode is watched: its mark in tier lsm-filter, no ignore mark in tier user-filter.
     pub(crate) watch: bool,
+    /// Tier mark-filter: the inode is in HELD.
+    pub(crate) held: bool,
     pub(crate) cached: Cached,
     /// The lease of [`Agent::job`].
     pub(crate) lease: Lease,
@@ -441,25 +550,28 @@ pub(crate) struct State {
     pub(crate) agent: Agent,
     pub(crate) readers: [Opener; 2],
     pub(crate) writer: Opener,
+    pub(crate) cutter: Cutter,
     pub(crate) left: Left,
 }
 
 impl State {
     /// An archived file, nobody has it open, an agent serves.
     pub(crate) fn initial(readers: usize, left: Left) -> Self {
-        let meta = Meta { marker: NOTHING, record: 1, mtime: 1 };
+        let meta = Meta { marker: NOTHING, record: 1, mtime: 1, cut: false };
         let reader = |number| if number < readers { Opener::AWAY } else { Opener::GONE };
         Self {
             file: File {
                 chunk: [Item::durable(1); 2],
                 meta,
                 journal: 1 << meta.number(),
+                cut: NOTHING,
                 truth: [1 << 1; 2],
                 legal: [1 << 1; 2],
             },
             objects: [Some([1; 2]), None, None],
             newest: 1,
             watch: false,
+            held: false,
             cached: Cached::None,
             lease: Lease::None,
             archive_lease: Lease::None,
@@ -481,6 +593,7 @@ impl State {
             },
             readers: [reader(0), reader(1)],
             writer: Opener::AWAY,
+            cutter: Cutter::at(Cut::Gone),
             left,
         }
     }
@@ -496,12 +609,22 @@ impl State {
 
     /// Somebody but the agent has the file open, or is about to.
     pub(crate) fn is_open(&self) -> bool {
-        self.openers().iter().any(|opener| opener.counts())
+        self.openers().iter().any(|opener| opener.counts()) || self.cutter.counts()
+    }
+
+    /// The inode's write count is raised.
+    pub(crate) fn is_open_for_writing(&self) -> bool {
+        self.writer.counts() || self.cutter.counts()
+    }
+
+    /// The engine is to answer.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.openers().iter().any(|opener| opener.is_asked()) || self.cutter.is_asked()
     }
 
     /// Then somebody must be able to go on, without crash, luck or giving up.
     pub(crate) fn somebody_waits(&self) -> bool {
-        self.openers().iter().any(|opener| opener.waits())
+        self.openers().iter().any(|opener| opener.waits()) || self.cutter.waits()
     }
 
     /// A descriptor of the fanotify group is open somewhere.
@@ -534,6 +657,26 @@ impl State {
                 opener.stale = true;
             }
         }
+        self.cutter.stale |= self.cutter.at == Cut::Looking;
+    }
+
+    /// All who wait for an answer go on.
+    pub(crate) fn allow(&mut self) {
+        self.openers_mut().into_iter().for_each(|opener| *opener = opener.allowed());
+        self.cutter = self.cutter.allowed();
+    }
+
+    /// A write of chunk 1, a change of size, and of the time. That chunk 0 stays as it is makes a file that
+    /// is neither of the marker's object nor wholly new.
+    pub(crate) fn cut(&mut self) {
+        self.newest += 1;
+        let version = self.newest;
+        let file = &mut self.file;
+        file.chunk[1].set(version);
+        (file.truth[1], file.cut) = (1 << version, version);
+        file.legal[1] |= 1 << version;
+        file.change(|m| (m.mtime, m.cut) = (version, true));
+        (self.agent.vouched, self.agent.row) = (false, false);
     }
 
     /// The same state for every state that differs only in what nobody will look at any more, or in
@@ -556,7 +699,8 @@ impl State {
     pub(crate) fn key(&self) -> Key {
         let mut bits = Bits::default();
         let file = &self.file;
-        bits.push(file.meta.number().into(), 6);
+        bits.push(file.meta.number().into(), 7);
+        bits.push(file.cut.into(), 2);
         for item in file.chunk {
             bits.push(item.now.into(), 2);
             bits.push(item.device.into(), 4);
@@ -571,6 +715,7 @@ impl State {
         }
         bits.push(self.newest.into(), 2);
         bits.push(self.watch.into(), 1);
+        bits.push(self.held.into(), 1);
         bits.push(self.cached as u64, 2);
         bits.push(self.lease as u64, 3);
         bits.push(self.archive_lease as u64, 3);
@@ -597,6 +742,9 @@ impl State {
             bits.push(opener.saw.into(), 1);
             bits.push(opener.vouched.into(), 1);
         }
+        bits.push(self.cutter.at as u64, 4);
+        bits.push(self.cutter.stale.into(), 1);
+        bits.push(self.cutter.promised.into(), 1);
         let left = &self.left;
         for budget in [left.writes, left.releases, left.archives, left.crashes] {
             bits.push(budget.into(), 2);
@@ -606,6 +754,9 @@ impl State {
 
     /// What is wrong with this state. `strict`: data that is there and is denied for ever counts.
     pub(crate) fn violation(&self, strict: bool) -> Option<&'static str> {
+        if self.cutter.at == Cut::Met {
+            return Some("who came when the watch was there was not asked, and meets the marker");
+        }
         for chunk in 0..2 {
             let (here, truth) = (self.file.chunk[chunk].now, self.file.truth[chunk]);
             let right = |value: u8| truth & (1 << value) != 0;
