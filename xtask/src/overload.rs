@@ -112,6 +112,9 @@ fn inside(options: &Options, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of a file system for which `mkfs.ext4` makes one inode (`inode_ratio` in mke2fs.conf).
+const PER_INODE: u64 = 16 << 10;
+
 /// A lab with this store and these limits, taken down whatever comes of the work in it.
 fn with_lab(
     options: &Options,
@@ -120,8 +123,8 @@ fn with_lab(
     store: Option<Vec<String>>,
     work: impl FnOnce(&Lab) -> Result<()>,
 ) -> Result<()> {
-    // A block, an inode and an entry of a directory for each.
-    let image = (files * (SIZE + 1024)).max(1 << 30) * 2;
+    // A quarter more than what mkfs.ext4 makes inodes for. The image is sparse.
+    let image = (files * PER_INODE / 4 * 5).max(2 << 30);
     let lab = Lab::with_config(options.fs, dir, image, &exe()?, |config| {
         config.limits.extend(options.limit.iter().cloned());
         config.other_store = store;

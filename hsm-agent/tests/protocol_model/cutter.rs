@@ -20,8 +20,11 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>) {
         Cut::Asked => go.whim(Cut::Gone, "does not wait any longer"),
         Cut::Passed => go.to(Cut::Counted, "get_write_access: raises the inode's write count"),
         Cut::Counted => break_lease(setup, &mut go),
-        Cut::Truncating if from.agent.holder => {
+        Cut::Truncating if from.agent.holder && from.is_marked() => {
             go.to(Cut::AskedRecall, "guard_truncate: asks for a recall, and waits");
+        }
+        Cut::Truncating if from.agent.holder => {
+            go.to(Cut::Unlocked, "guard_truncate: the holder finds no marker");
         }
         Cut::Truncating => go.to(Cut::Unlocked, "guard_truncate: nobody serves"),
         // Past its deadline. A signal would end it.

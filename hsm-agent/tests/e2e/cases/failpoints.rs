@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hsm_agent::failpoint::{BUILT_IN, Point, REACHED, VARIABLE};
-use hsm_lab::{Content, PoolConfig, Run, census, patience};
+use hsm_lab::{Content, PoolConfig, Run, Tier, census, patience};
 use rustix::fs::OFlags;
 
 use super::cases;
@@ -62,7 +62,9 @@ fn a_cut_during_a_release_is_never_under_a_marker(pool: &mut Pool) -> Result<()>
     let cutter = cutter.args([file.path.as_os_str(), size.as_ref()]).start()?;
     thread::sleep(patience(Duration::from_millis(500)));
     let now = fs::metadata(&file.path)?.len();
-    ensure!(now == file.content.size, "he did not wait: {now} bytes");
+    // In tier lsm-filter nothing but the lease is in his way, which goes as soon as he comes for it.
+    let waits = now == file.content.size;
+    ensure!(waits || Tier::of_this_run() == Tier::LsmFilter, "he did not wait: {now} bytes");
     let after = Point::ReleaseSynced;
     armory.arm(after, Death::Engine.order(), 1)?;
     armory.let_go(before)?;
