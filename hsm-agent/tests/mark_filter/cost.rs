@@ -16,7 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::cases::second_and_third;
 use crate::fixture::{self, Case, Lab};
-use crate::watch::Watch;
+use crate::watch::{Watch, elsewhere};
 
 /// Calls per measurement.
 const CALLS: u64 = 2000;
@@ -39,12 +39,17 @@ fn table(lab: &Lab) -> Result<()> {
     row("guard's programs, no mark", &path, 0)?;
     let watch = Watch::begin(lab, "pool")?;
     row("guard's programs and filter", &path, 0)?;
+    ensure!(watch.seen().is_empty(), "somebody was asked");
+    drop(watch);
+    // The guard passes a marked file only while somebody serves, and passes him all; each open is asked about.
+    let mut listener = elsewhere(lab)?;
     lab.mark(&partial)?;
     second_and_third(&partial, lab)?;
-    row("… a local range of a partial file", &partial, LOCAL)?;
-    ensure!(watch.seen().is_empty(), "somebody was asked");
+    row("… a local range of a partial file, and a listener that allows opens", &partial, LOCAL)?;
     lab.maps.clear_resident(File::open(&partial)?.as_fd())?;
     row("… a range that is not local, and a listener that allows", &partial, LOCAL)?;
+    listener.kill();
+    let watch = Watch::begin(lab, "pool")?;
     // Only the filter's link is left, as it is nowhere else.
     let links = fs::read_dir(lab.settings.base.read_dir()?.next().context("pinned")??.path())?;
     for entry in links {
