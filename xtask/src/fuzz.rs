@@ -4,12 +4,13 @@
 //! seconds; this is for the night. It needs a nightly compiler and cargo-fuzz.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use crate::process::{answers, root};
+use crate::process::{answers, cargo, must, root};
 use crate::setup;
 use crate::steps::{note, step};
 
@@ -41,6 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     for target in &options.targets {
         ensure!(known.contains(target), "there is no fuzz target {target:?}, only {known:?}");
     }
+    step("seeds", write_seeds)?;
     let mut failed = Vec::new();
     for target in known {
         if !options.targets.is_empty() && !options.targets.contains(&target) {
@@ -65,9 +67,29 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Cargo in the targets' workspace: one of its own, but with the same dependencies, which are compiled once.
+pub(crate) fn workspace() -> Command {
+    let mut command = cargo();
+    command.current_dir(root().join("fuzz"));
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    command.env("CARGO_TARGET_DIR", target.unwrap_or_else(|| root().join("target").into()));
+    command
+}
+
+/// Where the corpora are kept.
+fn corpora() -> Result<PathBuf> {
+    Ok(setup::cache_dir()?.join("fuzz"))
+}
+
+/// Without them libFuzzer has to find the formats by itself.
+fn write_seeds() -> Result<()> {
+    let mut write = workspace();
+    must(write.args(["run", "--quiet", "--example", "write_seeds", "--"]).arg(corpora()?))
+}
+
 /// Whether it found nothing.
 fn fuzz(target: &str, options: &Options) -> Result<bool> {
-    let corpus = setup::cache_dir()?.join("fuzz").join(target);
+    let corpus = corpora()?.join(target);
     fs::create_dir_all(&corpus)?;
     let before = fs::read_dir(&corpus)?.count();
     let mut command = Command::new("cargo");

@@ -10,6 +10,7 @@ use clap::Args;
 use hsm_lab::{FsKind, Tier};
 use serde_json::Value;
 
+use crate::fuzz::workspace;
 use crate::process::{cargo, root, tee};
 use crate::report::{Report, Verdict, count};
 use crate::setup;
@@ -134,11 +135,7 @@ fn fuzz(options: &Options, report: &mut Report) -> Result<()> {
     if skipped(name, options, report) {
         return Ok(());
     }
-    let mut command = cargo();
-    command.current_dir(root().join("fuzz"));
-    // A workspace of its own, but the same dependencies: compiled once.
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    command.env("CARGO_TARGET_DIR", target.unwrap_or_else(|| root().join("target").into()));
+    let mut command = workspace();
     command.arg("test");
     suite(name, "parsers of foreign bytes must not panic", command, options, report)
 }
