@@ -8,6 +8,7 @@
 //! | `handle-read FILE` | opens it by file handle, writes its bytes to standard output |
 //! | `uring-read FILE` | opens it through io_uring, writes its bytes to standard output |
 //! | `pread FILE OFFSET LENGTH` | writes that range to standard output |
+//! | `pages FILE [write]` | opens it, says `ready`, reads the pages it is asked for, see [`pages`] |
 //! | `reopen FILE`, `chroot FILE`, `sendfile FILE` | ways to its bytes, see [`accesses`] |
 //! | `copy-range FILE COPY`, `clone FILE COPY` | copies it inside the kernel |
 //! | `seek-data FILE` | says where the first data and the first hole are |
@@ -15,7 +16,8 @@
 //! | `readers UID THREADS FILES` | many readers, see [`hsm_lab::readers`] |
 //! | `open-loop DIR COUNT BYTES MILLISECONDS SEED` | opens and compares files at random |
 //!
-//! The first two go on until their standard input ends; [`Holder`] is the other side of that.
+//! The first two and `pages` go on until their standard input ends; [`Holder`] and [`pages::Reader`] are the other side
+//! of that.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -31,6 +33,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 mod accesses;
+pub(crate) mod pages;
 
 /// Runs a mode; called by `main`.
 pub(crate) fn main(args: &[OsString]) -> ExitCode {
@@ -58,6 +61,7 @@ fn dispatch(args: &[OsString]) -> Result<()> {
         Some("handle-read") => handle_read(path),
         Some("uring-read") => uring_read(path),
         Some("pread") => pread(path, rest),
+        Some("pages") => pages::serve(path, rest),
         Some("reopen") => accesses::reopen(path),
         Some("chroot") => accesses::chroot(path),
         Some("sendfile") => accesses::send(path),

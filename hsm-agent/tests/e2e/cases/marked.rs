@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::cases;
 use super::guarded::kill_agent;
 use crate::fixture::{Pool, Sample, read_errno};
+use crate::helper::pages::Reader;
 
 const MIB: u64 = 1 << 20;
 const CHUNK: u64 = MIB;
@@ -46,32 +47,29 @@ fn read_at(file: &File, sample: &Sample, offset: u64) -> Result<()> {
     sample.content.check_range(offset, &page)
 }
 
-fn errno_at(file: &File, offset: u64) -> Option<i32> {
-    file.read_exact_at(&mut [0; 4096], offset).err().and_then(|error| error.raw_os_error())
-}
-
 fn resident_ranges_raise_no_events(pool: &mut Pool) -> Result<()> {
     let sample = pool.offline_file("file", 16 * MIB)?;
-    let file = File::open(&sample.path)?;
+    let mut file = Reader::open(&sample)?;
     pool.assert_offline(&sample.path)?;
-    read_at(&file, &sample, 5 * CHUNK + 8192)?;
+    file.check_at(5 * CHUNK + 8192)?;
     pool.assert_state(&sample.path, &["partial"])?;
     let before = events(pool)?;
     ensure!(before > 0, "the recall raised no event");
     for round in 0..2000 {
-        read_at(&file, &sample, 5 * CHUNK + 4096 * (round % 256))?;
+        file.check_at(5 * CHUNK + 4096 * (round % 256))?;
     }
     ensure!(events(pool)? == before, "reads of what is resident raised events");
-    read_at(&file, &sample, 6 * CHUNK)?;
+    file.check_at(6 * CHUNK)?;
     ensure!(events(pool)? == before + 1, "the next chunk was not asked about");
     // Also through another descriptor, when its open was asked about.
-    let other = File::open(&sample.path)?;
+    let mut other = Reader::open(&sample)?;
     let before = events(pool)?;
-    read_at(&other, &sample, 5 * CHUNK)?;
+    other.check_at(5 * CHUNK)?;
     ensure!(events(pool)? == before, "a read of what is resident raised an event");
     // Not across the edge.
-    read_at(&file, &sample, 7 * CHUNK - 2048)?;
+    file.check_at(7 * CHUNK - 2048)?;
     pool.assert_state(&sample.path, &["partial"])?;
+    drop((file, other));
     sample.check()
 }
 
@@ -102,26 +100,27 @@ fn an_open_file_gives_an_error_without_an_agent_and_its_bytes_with_the_next(
     pool: &mut Pool,
 ) -> Result<()> {
     let sample = pool.offline_file("file", 16 * MIB)?;
-    let file = File::open(&sample.path)?;
-    read_at(&file, &sample, 3 * CHUNK)?;
+    let mut file = Reader::open(&sample)?;
+    file.check_at(3 * CHUNK)?;
     kill_agent(pool)?;
+    let io = Some(Errno::IO.raw_os_error());
     // What is resident is read on; what is not, is an error; nobody opens the file.
-    read_at(&file, &sample, 3 * CHUNK + 65_536)?;
+    file.check_at(3 * CHUNK + 65_536)?;
     for offset in [0, 4 * CHUNK, 15 * CHUNK] {
-        ensure!(errno_at(&file, offset) == Some(Errno::IO.raw_os_error()), "offset {offset}");
+        ensure!(file.errno_at(offset)? == io, "offset {offset}");
     }
     let refused = read_errno(&sample.path)?;
     ensure!(refused == Errno::AGAIN.raw_os_error(), "open: error {refused}");
     pool.start()?;
     for offset in [0, 4 * CHUNK, 15 * CHUNK] {
-        read_at(&file, &sample, offset)?;
+        file.check_at(offset)?;
     }
     // An orderly end closes it as well.
     pool.stop()?;
-    ensure!(errno_at(&file, 9 * CHUNK) == Some(Errno::IO.raw_os_error()), "after an orderly end");
-    read_at(&file, &sample, 3 * CHUNK)?;
+    ensure!(file.errno_at(9 * CHUNK)? == io, "after an orderly end");
+    file.check_at(3 * CHUNK)?;
     pool.start()?;
-    read_at(&file, &sample, 9 * CHUNK)?;
+    file.check_at(9 * CHUNK)?;
     drop(file);
     sample.check()
 }
@@ -227,10 +226,10 @@ fn emptying_a_file_during_its_recall_keeps_it_empty(pool: &mut Pool) -> Result<(
 
 fn writers_recall_whole_and_readers_ranges(pool: &mut Pool) -> Result<()> {
     let sample = pool.offline_file("file", 16 * MIB)?;
-    let file = OpenOptions::new().read(true).write(true).open(&sample.path)?;
     // A reader, though the descriptor could write.
-    read_at(&file, &sample, 2 * CHUNK)?;
+    Reader::open_for_writing(&sample)?.check_at(2 * CHUNK)?;
     pool.assert_state(&sample.path, &["partial"])?;
+    let file = OpenOptions::new().write(true).open(&sample.path)?;
     file.write_all_at(b"changed", 9 * CHUNK)?;
     pool.assert_state(&sample.path, &["dirty"])?;
     let mut bytes = sample.content.bytes();
