@@ -52,7 +52,7 @@ pub(crate) struct Part<'a> {
 impl Part<'_> {
     /// Runs it in a guest. `None`: interrupted.
     pub(crate) fn run(&self, machine: Machine) -> Result<Option<Verdict>> {
-        self.run_telling(machine, &mut |_| {})
+        self.run_with(machine, &[])
     }
 
     /// [`run`](Self::run) with more environment variables.
@@ -61,19 +61,11 @@ impl Part<'_> {
         machine: Machine,
         environment: &[(String, String)],
     ) -> Result<Option<Verdict>> {
-        self.run_in(machine, environment, &mut |_| {})
+        self.run_telling(machine, environment, &mut |_| {})
     }
 
-    /// [`run`](Self::run); shows each line of the suite's output to `each`.
+    /// [`run_with`](Self::run_with); shows each line of the suite's output to `each`.
     pub(crate) fn run_telling(
-        &self,
-        machine: Machine,
-        each: &mut dyn FnMut(&str),
-    ) -> Result<Option<Verdict>> {
-        self.run_in(machine, &[], each)
-    }
-
-    fn run_in(
         &self,
         machine: Machine,
         environment: &[(String, String)],

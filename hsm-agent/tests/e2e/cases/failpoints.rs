@@ -8,7 +8,8 @@
 //!
 //! [`ways::to`] says for every point of the agent's table how it is reached: a new point does not compile
 //! without. What must hold afterwards is in [`check`]. `HSM_TURNS` limits a run to the turns whose name
-//! contains it (`release.punched`, `kill-both`).
+//! contains it (`release.punched`, `kill-both`), `HSM_DEATHS=one` to one death per passage, another one on each
+//! file system: where each turn takes long.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hsm_agent::failpoint::{BUILT_IN, Point, REACHED, VARIABLE};
-use hsm_lab::{Content, PoolConfig, Run, Tier, census, patience};
+use hsm_lab::{Content, FsKind, PoolConfig, Run, Tier, census, patience};
 use rustix::fs::OFlags;
 
 use super::cases;
@@ -205,24 +206,36 @@ impl Turn {
 }
 
 /// The turns of these ways, in the order of the table.
-fn turns(wanted: &[Way]) -> Vec<Turn> {
+fn turns(wanted: &[Way], fs: FsKind) -> Result<Vec<Turn>> {
     let only = std::env::var("HSM_TURNS").unwrap_or_default();
+    let one = match std::env::var("HSM_DEATHS").as_deref() {
+        Err(_) | Ok("all") => false,
+        Ok("one") => true,
+        Ok(other) => bail!("HSM_DEATHS={other} is neither `one` nor `all`"),
+    };
     let mut turns = Vec::new();
+    let mut passages = FsKind::ALL.iter().position(|&kind| kind == fs).unwrap_or(0);
     for &point in Point::ALL {
         for &(way, passage) in ways::to(point).iter().filter(|(way, _)| wanted.contains(way)) {
-            let all = Death::ALL.map(|death| Turn { point, way, passage, death });
-            turns.extend(all.into_iter().filter(|turn| way.applies(turn.death)));
+            let deaths = Death::ALL.into_iter().filter(|&death| way.applies(death));
+            let mut all: Vec<_> =
+                deaths.map(|death| Turn { point, way, passage, death }).collect();
+            if one && !all.is_empty() {
+                all = vec![all.swap_remove(passages % all.len())];
+            }
+            turns.append(&mut all);
+            passages += 1;
         }
     }
     turns.retain(|turn| turn.name().contains(&only));
-    turns
+    Ok(turns)
 }
 
 /// All turns, also after one that failed.
 fn walk(pool: &mut Pool, wanted: &[Way]) -> Result<()> {
     ensure!(BUILT_IN, "this build has no fail points: cargo test --features failpoints");
     let armory = Armory::new(&pool.config)?;
-    let turns = turns(wanted);
+    let turns = turns(wanted, pool.kind)?;
     let mut failures = Vec::new();
     let log = pool.config.dir.join("agent.log");
     for turn in &turns {
