@@ -35,6 +35,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("grep", "grep"),
     ("find", "findutils"),
     ("cmp", "diffutils"),
+    ("cpio", "cpio"),
     ("sqlite3", "sqlite3"),
     ("stress-ng", "stress-ng"),
     ("git", "git"),

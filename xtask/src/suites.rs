@@ -71,7 +71,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 fn unit(options: &Options, report: &mut Report) -> Result<()> {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--lib", "--bins"]);
+    command.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
     let why = "pure logic, codecs against random input, stores against one conformance suite";
     suite("unit, property, conformance", why, command, options, report)?;
     let mut command = cargo();
@@ -86,7 +86,7 @@ fn integration(options: &Options, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let mut command = cargo();
-    command.args(["test", "--package", "hsm-agent"]);
+    command.args(["test", "--package", "hsm-agent", "--no-fail-fast"]);
     for name in &names {
         command.args(["--test", name]);
     }
@@ -136,7 +136,7 @@ fn fuzz(options: &Options, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let mut command = workspace();
-    command.arg("test");
+    command.args(["test", "--no-fail-fast"]);
     suite(name, "parsers of foreign bytes must not panic", command, options, report)
 }
 
