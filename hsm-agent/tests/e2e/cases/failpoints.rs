@@ -218,8 +218,7 @@ fn turns(wanted: &[Way], fs: FsKind) -> Result<Vec<Turn>> {
     for &point in Point::ALL {
         for &(way, passage) in ways::to(point).iter().filter(|(way, _)| wanted.contains(way)) {
             let deaths = Death::ALL.into_iter().filter(|&death| way.applies(death));
-            let mut all: Vec<_> =
-                deaths.map(|death| Turn { point, way, passage, death }).collect();
+            let mut all: Vec<_> = deaths.map(|death| Turn { point, way, passage, death }).collect();
             if one && !all.is_empty() {
                 all = vec![all.swap_remove(passages % all.len())];
             }
