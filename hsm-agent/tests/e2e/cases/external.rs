@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use hsm_lab::{Hsm, LoopFs, Output, Run, loopfs};
 
 use super::cases;
@@ -84,6 +84,10 @@ const STRESS_LIMIT: Duration = Duration::from_secs(120);
 /// to be had on this file system.)
 const STRESSOR_FAILED: i32 = 2;
 
+/// A stressor that ends in another way than without hsm is run so often, on both file systems: what it ends with
+/// may depend on time and on room, and then does so without hsm too.
+const ROUNDS: usize = 5;
+
 /// Of each stressor, so that they are in each other's way.
 const STRESSORS: &str = "2";
 
@@ -106,23 +110,38 @@ fn external_stress_ng_ends_as_without_hsm(pool: &mut Pool) -> Result<()> {
         Ok((without.finish()?, with.finish()?))
     };
     let archived = with_releases(&pool.hsm, &dir, || {
-        for stressor in &stressors {
-            let (mut without, mut with) = both(stressor)?;
-            // What was short once need not be again; what was wrong was wrong.
-            if with.code() != STRESSOR_FAILED && with.code() != without.code() {
-                (without, with) = both(stressor)?;
-            }
-            ensure!(
-                with.code() == without.code(),
-                "{stressor}: {}\n\nwithout hsm: {}",
-                with.describe(),
-                without.describe()
-            );
-        }
-        Ok(())
+        stressors
+            .iter()
+            .try_for_each(|stressor| ends_alike(|| both(stressor)).context(stressor.clone()))
     })?;
     ensure!(archived > 0, "nothing was archived or released meanwhile");
     Ok(())
+}
+
+/// What was short once need not be again: in some round it ends with hsm as it ended without. What was wrong was
+/// wrong, and stays so until it is wrong without hsm too.
+fn ends_alike(both: impl Fn() -> Result<(Output, Output)>) -> Result<()> {
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let (plain, ours) = both()?;
+        without.push(plain);
+        with.push(ours);
+        if are_alike(&codes(&without), &codes(&with)) {
+            return Ok(());
+        }
+    }
+    let all =
+        |outputs: &[Output]| outputs.iter().map(Output::describe).collect::<Vec<_>>().join("\n");
+    bail!("with hsm:\n{}\n\nwithout:\n{}", all(&with), all(&without))
+}
+
+fn codes(outputs: &[Output]) -> Vec<i32> {
+    outputs.iter().map(Output::code).collect()
+}
+
+fn are_alike(without: &[i32], with: &[i32]) -> bool {
+    let failed = with.contains(&STRESSOR_FAILED) && !without.contains(&STRESSOR_FAILED);
+    !failed && with.iter().any(|code| without.contains(code))
 }
 
 /// The stressors of class `filesystem`.
