@@ -97,13 +97,14 @@ fn recalls(pool: &Pool) -> Result<u64> {
 /// The store is slow for everybody, so that it is the order that decides, not the machine.
 fn a_recall_storm_of_one_user_does_not_hold_up_another(pool: &mut Pool) -> Result<()> {
     const STORM: u64 = 1500;
-    const QUIETLY: u64 = 5;
+    const WAITING: u64 = 1200;
+    const QUIETLY: u64 = 3;
     ensure!(BUILT_IN, "the store is not slow in this build: cargo test --features failpoints");
     let files = offline_files(pool, "files", STORM + QUIETLY)?;
     // Each request takes up to 200 ms.
     fs::write(speed_file(&pool.config), "delay = 1000")?;
     let storm = readers(STORMING, STORM, &files.part(0, STORM))?;
-    until_waiting(pool, STORM / 2)?;
+    until_waiting(pool, WAITING)?;
     let before = recalls(pool)?;
     let quiet = readers(QUIET, 1, &files.part(STORM, QUIETLY))?.finish()?;
     let passed = recalls(pool)? - before - QUIETLY;
@@ -111,11 +112,9 @@ fn a_recall_storm_of_one_user_does_not_hold_up_another(pool: &mut Pool) -> Resul
     quiet.all_right(QUIETLY)?;
     println!("{passed} recalls of the storm during {QUIETLY} of another user's");
     // In one queue with the others, the first of these would have waited for all that came before it. As it is,
-    // each takes as long as one of the storm's, of which a dozen are done at once.
-    ensure!(
-        passed < STORM / 4,
-        "the quiet user was held up: {passed} came before {QUIETLY} of his"
-    );
+    // each takes as long as one of the storm's, of which a dozen are done at once; the rest of the limit is for a
+    // reader that is late for other reasons.
+    ensure!(passed < WAITING / 2, "{passed} recalls came before {QUIETLY} of the quiet user");
     storm.finish()?.all_right(STORM)
 }
 
