@@ -594,8 +594,12 @@ fn a_burst_of_openers_is_served(pool: &mut Pool) -> Result<()> {
     Ok(())
 }
 
+/// Longer than it takes to ask, in a slow guest too.
+const QUIET: Duration = Duration::from_secs(3);
+
 fn quiet_soon(config: &mut PoolConfig) {
-    config.environment.push(("HSM_SECOND_NET_QUIET_MS".into(), "300".into()));
+    let quiet = QUIET.as_millis().to_string();
+    config.environment.push(("HSM_SECOND_NET_QUIET_MS".into(), quiet));
 }
 
 /// What `hsm guard status` says of the second net: whether it is attached, and how many it is attached for.
@@ -647,7 +651,7 @@ fn the_second_look_is_there_when_it_is_needed(pool: &mut Pool) -> Result<()> {
     fs::rename(pool.store(), &away)?;
     let mut refused = refused_for_life(&files[1].path)?;
     fs::rename(&away, pool.store())?;
-    thread::sleep(Duration::from_millis(900));
+    thread::sleep(2 * QUIET);
     ensure!(second_net(pool)? == (true, 1), "{:?}", second_net(pool)?);
     refused.kill();
     until_detached(pool)?;
