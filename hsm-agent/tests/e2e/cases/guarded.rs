@@ -629,7 +629,8 @@ fn refused_for_life(path: &Path) -> Result<hsm_lab::run::Running> {
 
 fn the_second_look_is_there_when_it_is_needed(pool: &mut Pool) -> Result<()> {
     let files: Vec<Sample> =
-        (0..5).map(|i| pool.offline_file(format!("f{i}"), MIB)).collect::<Result<_>>()?;
+        (0..4).map(|i| pool.offline_file(format!("f{i}"), MIB)).collect::<Result<_>>()?;
+    let (lost, object) = pool.offline_with_object("lost", MIB)?;
     let online = pool.file("online", MIB)?;
     until_detached(pool)?;
     online.check()?;
@@ -647,10 +648,10 @@ fn the_second_look_is_there_when_it_is_needed(pool: &mut Pool) -> Result<()> {
     pool.hsm.must("release", [&files[0]])?;
     ensure!(second_net(pool)?.0, "a file was released without it");
     // Whose open was refused is thought to be under way until its thread ends.
-    let away = pool.outside("store-away");
-    fs::rename(pool.store(), &away)?;
-    let mut refused = refused_for_life(&files[1].path)?;
-    fs::rename(&away, pool.store())?;
+    let away = pool.outside("object-away");
+    fs::rename(&object, &away)?;
+    let mut refused = refused_for_life(&lost.path)?;
+    fs::rename(&away, &object)?;
     thread::sleep(2 * QUIET);
     ensure!(second_net(pool)? == (true, 1), "{:?}", second_net(pool)?);
     refused.kill();
@@ -677,5 +678,5 @@ fn the_second_look_is_there_when_it_is_needed(pool: &mut Pool) -> Result<()> {
     ensure!(out.describe().contains("temporarily unavailable"), "{}", out.describe());
     ensure!(second_net(pool)? == (false, 0), "{:?}", second_net(pool)?);
     pool.start()?;
-    files.iter().try_for_each(Sample::check)
+    files.iter().chain([&lost]).try_for_each(Sample::check)
 }
