@@ -617,13 +617,14 @@ fn until_detached(pool: &Pool) -> Result<()> {
         .context("the second program stays attached")
 }
 
-/// A program whose open of the file is refused, and that lives on.
-fn refused_for_life(path: &Path) -> Result<hsm_lab::run::Running> {
-    let program = "import sys, time\ntry:\n    open(sys.argv[1], 'rb')\nexcept OSError as e:\n    \
-                   open(sys.argv[2], 'w').write(str(e.errno))\n    time.sleep(1000)";
-    let told = path.with_extension("told");
-    let running = Run::new("/usr/bin/python3").args(["-c", program]).args([path, &told]).start()?;
-    until(Duration::from_secs(60), || Ok(fs::metadata(&told).is_ok_and(|told| told.len() > 0)))?;
+/// A program whose open of the file is refused, and that lives on and opens nothing else: what it opens next may
+/// have the same address in the kernel, and is taken for the end of this one.
+fn refused_for_life(pool: &mut Pool, path: &Path) -> Result<hsm_lab::run::Running> {
+    let program = "import sys, time\ntry:\n    open(sys.argv[1], 'rb')\nexcept OSError:\n    \
+                   time.sleep(1000)";
+    let begin = pool.agent()?.log().len();
+    let running = Run::new("/usr/bin/python3").args(["-c", program]).args([path]).start()?;
+    says(pool.agent()?, begin, "recall failed")?;
     Ok(running)
 }
 
@@ -650,7 +651,7 @@ fn the_second_look_is_there_when_it_is_needed(pool: &mut Pool) -> Result<()> {
     // Whose open was refused is thought to be under way until its thread ends.
     let away = pool.outside("object-away");
     fs::rename(&object, &away)?;
-    let mut refused = refused_for_life(&lost.path)?;
+    let mut refused = refused_for_life(pool, &lost.path)?;
     fs::rename(&away, &object)?;
     thread::sleep(2 * QUIET);
     ensure!(second_net(pool)? == (true, 1), "{:?}", second_net(pool)?);
