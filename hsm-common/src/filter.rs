@@ -17,7 +17,7 @@ use crate::resident::Resident;
 
 /// Version of everything in this module. It is part of the pin directory's name: programs and an
 /// agent of different versions never share a map.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The read-only global of type `u64` that holds the [`FINGERPRINT`] of the object.
 pub const LAYOUT: &str = "LAYOUT";
@@ -45,6 +45,7 @@ pub const FINGERPRINT: u64 = {
         size_of::<Trust>(),
         size_of::<Server>(),
         size_of::<Cached>(),
+        size_of::<UnderWay>(),
         size_of::<Coverage>(),
         size_of::<Resident>(),
     ];
@@ -108,6 +109,12 @@ pub const NUMBERS: &str = "NUMBERS";
 pub const HELD: &str = "HELD";
 /// Inode storage of [`Resident`].
 pub const RESIDENT: &str = "RESIDENT";
+/// Task storage of [`UnderWay`]: a thread's open of a file that is not known to be online.
+pub const UNDER_WAY: &str = "UNDER_WAY";
+/// Array of one `u64`: how many threads have such an open. See [`UnderWay`].
+pub const IN_FLIGHT: &str = "IN_FLIGHT";
+/// Array of one `u64`, not zero while `guard_post_open` is attached for sure. See [`UnderWay`].
+pub const ARMED: &str = "ARMED";
 /// Array of 64 bytes: where the kernel puts a marker that nobody reads.
 pub const SCRATCH: &str = "SCRATCH";
 /// The read-only global of type [`Settings`].
@@ -207,7 +214,7 @@ pub struct Request {
     pub generation: u32,
     /// Process that is waiting, as numbered in the initial PID namespace.
     pub tgid: u32,
-    /// [`KIND_WATCH`], [`KIND_QUERY`], [`KIND_RECALL`] or [`KIND_WANTED`].
+    /// [`KIND_WATCH`], [`KIND_QUERY`], [`KIND_RECALL`], [`KIND_WANTED`] or [`KIND_ARM`].
     pub kind: u32,
     /// Device number of the superblock, `major << 20 | minor`: tells a mounted snapshot, which has the
     /// same UUID, from the file system itself.
@@ -229,6 +236,9 @@ pub const KIND_RECALL: u32 = 3;
 /// wait is not possible: the size is changed with the inode locked, which a recall needs itself. He comes
 /// again (an NFS client does so by itself) and finds the file online.
 pub const KIND_WANTED: u32 = 4;
+/// Attach `guard_post_open`: a marked file is about to pass on to fanotify. Answered [`ANSWER_WATCHED`]; what
+/// the program goes by is [`ARMED`].
+pub const KIND_ARM: u32 = 5;
 
 /// The agent's side of a request.
 #[repr(C)]
@@ -256,36 +266,6 @@ pub const ANSWER_WATCHED: i32 = 2;
 /// it was set. While the marker is set and not yet counted, an old word still passes openers; they
 /// have raised the inode's open count before, and the second lease of a release, which is asked for
 /// after `setxattr` has returned (and so counted), finds them.
-///
-/// # Why one look per open is enough
-///
-/// An opener passes two programs: one before the wait for a lease, and one after it, which catches
-/// whoever was let pass before a marker was set. The second one looks again only if it must. The
-/// program behind `inode_post_setxattr` also counts *generations*: every marker set, on whatever
-/// inode, after that inode's `seq`. The first program reads the generation G1, takes a full barrier,
-/// looks (at coverage, verdict, marker), and if the file passes as online, or as none of a covered
-/// file system, remembers this very `struct file` with G1. The second reads the generation G2, and
-/// passes without a look if it finds its file remembered with G1 = G2. Take a marker that was set on
-/// the inode and counted as generation M:
-///
-/// - M comes before G1. Then the look came after M, and the argument above holds: it found the marker,
-///   or that it had been removed.
-/// - M comes between G1 and G2. Then they differ, and the second program looks.
-/// - M comes after G2. The opener raised the inode's open count before the barrier, the barrier comes
-///   before G2, and G2 before M: the second lease of the release, asked for after M, finds it. This
-///   is the race that the look would lose as well: the marker may be set right after it.
-///
-/// A `struct file` that was freed and serves another open is remembered no more: the first program
-/// runs for every open that the second one sees, in the same thread, and begins by forgetting what
-/// that thread had remembered. Linux calls `security_file_post_open` in two places, after `vfs_open`
-/// or `atomic_open` (`do_open`) and after `dentry_open` (nfsd); all of them go through
-/// `do_dentry_open`, which calls `security_file_open`, and nothing else makes such a file
-/// (`FMODE_OPENED`). An open inside of another one, as overlayfs does it, takes the thread's slot: the
-/// outer file is not found there, and is looked at.
-///
-/// A file system that begins to be covered between the two: the marker of a release comes after its
-/// first lease, which nobody gets who has not seen the opener, or else the opener's barrier comes
-/// after the coverage. A marker that was there before the coverage had an unguarded opener anyway.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Cached {
@@ -315,6 +295,49 @@ impl Cached {
     pub const fn says(&self, verdict: u64) -> bool {
         self.word == Self::word(self.seq, verdict)
     }
+}
+
+/// An open that has passed `guard_open` although the file was not known to be online (marked and watched, or asked
+/// about), and has not come to `guard_post_open` (task storage).
+///
+/// # When the second program is needed
+///
+/// `guard_post_open`, the second net, costs every open on the machine a trampoline. It is attached only while
+/// somebody can be between the two programs whom it would refuse, and those are two kinds:
+///
+/// - *Who passed a file that is not known to be online.* If the agent dies while fanotify asks it, the kernel lets him
+///   pass. So `guard_open` counts him in [`IN_FLIGHT`], takes a full barrier, and looks at [`ARMED`]. He passes only if
+///   that is set; if not, he has the agent arm, and still counts while he waits. `guard_post_open` counts him off.
+///   The agent disarms in the opposite order: it clears [`ARMED`], takes a full barrier, and looks at
+///   [`IN_FLIGHT`]. If anybody is counted it sets [`ARMED`] again (the program is still attached), and
+///   otherwise detaches. Of two who write one word each and then read the other's, one at least sees the other: either
+///   the agent sees the opener counted, or the opener sees that it is not armed.
+/// - *Who passed as online, before a marker was set.* Only a release sets a marker on a file that has none. The agent
+///   arms before the first lease of a release. An opener raised the inode's open count before either program ran.
+///   Was he past the place of the second program when it was attached, then the count was raised before
+///   the first lease was asked for, which fails. Else the second program looks at the file, at a time when the open
+///   counts: it finds the marker, or a marker set later is found out by the second lease ([`Cached`]). If the
+///   agent dies in between, the second net stays attached. The next agent does not disarm before it has recovered, and
+///   never while a release is left open that could not be: its marker may stand over a file that an opener from
+///   before the marker still counts for. Recovery finishes a release only under a lease, which proves that there is none.
+///
+/// *The count errs on one side only.* An open that fails on the way (denied by fanotify, killed, an error of the file system) never
+/// comes to the second program. So the count belongs to the thread: a thread is counted once, however many
+/// such opens it begins, and is counted off at its next one that succeeds, or when it ends. Until then the second
+/// program stays attached, which costs time and nothing else. An open inside of another one (overlayfs) does not
+/// disturb: those wait in the first program until the file is online, and are not counted.
+///
+/// *Who cannot disarm.* Attached means pinned: it outlives the agent, and a dead one disarms nobody. If it dies while it is
+/// disarmed, an opener finds that nobody serves and is refused. Programs that replace others of the same layout
+/// share count and word with them, and are armed before the others are removed. Of another layout nothing is
+/// known: whoever may be under way there is counted for ever, and the programs stay armed until the machine is started again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct UnderWay {
+    /// Address of the `struct file`; zero: the thread is not counted.
+    pub file: u64,
+    /// Guard mode: serial number of the [`Server`] when the open passed.
+    pub serial: u64,
 }
 
 /// Longest attribute name of [`Settings`], with its terminating NUL.
@@ -453,8 +476,6 @@ offsets! {
     iattr_valid = "iattr.ia_valid" needed,
     /// The new size.
     iattr_size = "iattr.ia_size" needed,
-    /// Number of the thread.
-    task_number = "task_struct.pid" needed,
     /// First thread of the process.
     task_leader = "task_struct.group_leader" needed,
     /// Address space; null for a kernel thread.
@@ -599,6 +620,10 @@ const _: () = {
     assert!(size_of::<Cached>() == 16);
     assert!(offset_of!(Cached, seq) == 0);
     assert!(offset_of!(Cached, word) == 8);
+
+    assert!(size_of::<UnderWay>() == 16);
+    assert!(offset_of!(UnderWay, file) == 0);
+    assert!(offset_of!(UnderWay, serial) == 8);
 
     assert!(size_of::<Offsets>() == 4 * Offsets::MEMBERS.len());
     assert!(offset_of!(Settings, open_limit) == 3 * NAME_LEN);

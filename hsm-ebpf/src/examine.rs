@@ -2,11 +2,11 @@
 
 use hsm_common::filter::KIND_QUERY;
 
-use crate::asked;
 use crate::coverage::{self, Mode};
 use crate::marker::Marker;
 use crate::object::{File, Inode, SuperBlock};
 use crate::task;
+use crate::under_way;
 use crate::verdict::{Look, Verdict};
 use crate::wait::{Answer, EAGAIN, ask, want};
 
@@ -66,7 +66,7 @@ impl Suspect {
     /// did when it began.
     #[inline(always)]
     pub fn verdict_of_an_open(self, file: File) -> i32 {
-        if self.mode == Mode::Guard && !asked::is_remembered(file) {
+        if self.mode == Mode::Guard && !under_way::is_vouched_for(file) {
             return -EAGAIN;
         }
         self.verdict()

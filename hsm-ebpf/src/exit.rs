@@ -1,4 +1,4 @@
-//! The end of a process: nobody waits for a server that is gone.
+//! The end of a thread: its opens are over. The end of a process: nobody waits for a server that is gone.
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
@@ -7,13 +7,15 @@ use hsm_common::filter::{Counter, TRUST_SERVER};
 use crate::counters::count;
 use crate::maps::SERVER;
 use crate::task::Task;
+use crate::under_way;
 
-/// `sched_process_exit(struct task_struct *p)`, called for every thread. The first thread of a
-/// process counts: the agent's outlives its others.
+/// `sched_process_exit(struct task_struct *p)`, called for every thread, by itself. Of a server the first thread
+/// of its process counts: the agent's outlives its others.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn server_gone(context: BtfTracePointContext) -> i32 {
     // SAFETY: the tracepoint's first argument.
     let task = unsafe { Task::new(context.arg(0)) };
+    under_way::end_of(task);
     if !task.is_leader() {
         return 0;
     }

@@ -10,16 +10,15 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use hsm_common::filter::{Counter, KIND_QUERY, KIND_RECALL, KIND_WATCH};
 
-use crate::asked;
 use crate::counters::count;
 use crate::coverage::{self, Mode};
 use crate::marker::{self, Marker};
 use crate::object::{File, SuperBlock};
-use crate::passed::Passage;
 use crate::task::{self, Task};
 use crate::told;
+use crate::under_way;
 use crate::verdict::{Look, Verdict};
-use crate::wait::{Answer, EAGAIN, ask_until};
+use crate::wait::{Answer, EAGAIN, Until, ask_until};
 
 /// `int file_open(struct file *file)`.
 #[lsm(hook = "file_open", sleepable)]
@@ -30,25 +29,19 @@ pub fn guard_open(context: LsmContext) -> i32 {
     if !inode.is_regular() {
         return 0;
     }
-    let passage = Passage::begin();
     let verdict = Verdict::peek(inode);
     if verdict.is_online() {
-        passage.remember(file);
         count(Counter::PassedCached);
         return 0;
     }
     let sb = inode.superblock();
-    let Some(mode) = coverage::of(sb) else {
-        passage.remember(file);
-        return 0;
-    };
+    let Some(mode) = coverage::of(sb) else { return 0 };
     if task::is_exempt() {
         count(Counter::PassedExempt);
         return 0;
     }
     let (marker, look) = Look::take(inode, verdict, || marker::of_file(file));
     if marker.is_online() && !(marker == Marker::Held && mode == Mode::Mark && is_unseen(file)) {
-        passage.remember(file);
         count(Counter::PassedAbsent);
         return 0;
     }
@@ -60,18 +53,26 @@ pub fn guard_open(context: LsmContext) -> i32 {
         told::silent(inode);
         return -EAGAIN;
     }
-    match mode {
-        Mode::Guard => guard(file, sb),
+    // Before the watch is looked for.
+    let server = coverage::server();
+    let result = match mode {
+        Mode::Guard => guard(file, sb, server),
         Mode::Filter => filter(file, sb, marker, look, false),
         Mode::Mark => mark(file, sb, marker, look),
+    };
+    match result {
+        0 => under_way::pass(file, inode, sb, server),
+        NOT_FOLLOWED => 0,
+        refused => refused,
     }
 }
 
+/// Of [`filter`]: the open passes, and no second program follows. (Zero: it passes, and one does.)
+const NOT_FOLLOWED: i32 = 1;
+
 #[inline(always)]
-fn guard(file: File, sb: SuperBlock) -> i32 {
-    let server = coverage::server();
+fn guard(file: File, sb: SuperBlock, server: u64) -> i32 {
     if server != 0 && coverage::is_watched(file.inode(), sb) {
-        asked::remember(file, server);
         count(Counter::PassedWatched);
         return 0;
     }
@@ -117,7 +118,8 @@ fn mark(file: File, sb: SuperBlock, marker: Marker, look: Look) -> i32 {
 fn filter(file: File, sb: SuperBlock, marker: Marker, look: Look, unseen: bool) -> i32 {
     let inode = file.inode();
     let walked = file.is_walked_to();
-    let unchecked = unseen || file.is_beneath() || (!walked && !Task::current().is_kernel());
+    let followed = !file.is_beneath() && (walked || Task::current().is_kernel());
+    let unchecked = unseen || !followed;
     if !unchecked && walked && coverage::is_watched(inode, sb) {
         count(Counter::PassedWatched);
         return 0;
@@ -129,7 +131,8 @@ fn filter(file: File, sb: SuperBlock, marker: Marker, look: Look, unseen: bool) 
     } else {
         KIND_WATCH
     };
-    match ask_until(inode, sb, kind, walked && !unchecked) {
+    let until = if walked && !unchecked { Until::Watched } else { Until::Answered };
+    match ask_until(inode, sb, kind, until) {
         Answer::Online => {
             // The agent looked after this look began. Where the marker could be read, it was
             // there: then it has been removed, which counts, and is looked at again.
@@ -137,7 +140,7 @@ fn filter(file: File, sb: SuperBlock, marker: Marker, look: Look, unseen: bool) 
                 look.end(Marker::Absent);
             }
             count(Counter::PassedAnswered);
-            0
+            if followed { 0 } else { NOT_FOLLOWED }
         }
         Answer::Watched if !unchecked && inode.is_watched() => {
             count(Counter::PassedWatched);

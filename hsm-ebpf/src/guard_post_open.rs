@@ -7,8 +7,8 @@
 //!
 //! In mark mode an open file on a marked inode is right if fanotify asks about its accesses.
 //!
-//! Where `guard_open` has let this very open pass and no marker was set since, there is nothing to
-//! look at again: see [`crate::passed`].
+//! This is the second net. It is attached only while somebody can be under way whom it would refuse
+//! (`hsm_common::filter::UnderWay`), and looks at every open then.
 
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
@@ -18,17 +18,21 @@ use crate::counters::count;
 use crate::examine::examine;
 use crate::marker;
 use crate::object::File;
-use crate::passed;
 use crate::told;
+use crate::under_way;
 
 /// `int file_post_open(struct file *file, int mask)`.
 #[lsm(hook = "file_post_open", sleepable)]
 pub fn guard_post_open(context: LsmContext) -> i32 {
     // SAFETY: the hook's first argument.
     let file = unsafe { File::new(context.arg(0)) };
-    if passed::is_remembered(file) {
-        return 0;
-    }
+    let result = look(file);
+    under_way::end(file);
+    result
+}
+
+#[inline(always)]
+fn look(file: File) -> i32 {
     let Some(suspect) = examine(file.inode(), || marker::of_file(file)) else { return 0 };
     if suspect.is_marked_for(file) {
         return 0;

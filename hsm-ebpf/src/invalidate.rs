@@ -12,7 +12,6 @@ use crate::counters::count;
 use crate::maps::RESIDENT;
 use crate::marker::AttributeName;
 use crate::object::Dentry;
-use crate::passed;
 use crate::verdict::Verdict;
 
 /// `void inode_post_setxattr(struct dentry *dentry, const char *name, const void *value, size_t
@@ -23,9 +22,7 @@ pub fn invalidate_set(context: LsmContext) -> i32 {
     // SAFETY: the hook's first argument.
     let dentry = unsafe { Dentry::new(context.arg(0)) };
     changed(dentry, || name.is_state());
-    // After the verdict: who reads the new generation finds the verdict invalid.
     if name.is_marker() {
-        passed::forget_all();
         nothing_is_resident(dentry);
     }
     0

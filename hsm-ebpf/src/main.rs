@@ -7,8 +7,8 @@
 //! The two of [`mark_filter`] decide which accesses fanotify asks about; whatever fails there, asks.
 //!
 //! One file per program; what they share is in [`object`] (kernel structures), [`task`] (who asks),
-//! [`marker`], [`verdict`], [`coverage`], [`examine`] (all of these), [`passed`] and [`asked`] (between
-//! the two programs of an open), [`wait`] (asking the agent) and [`told`] (its log).
+//! [`marker`], [`verdict`], [`coverage`], [`examine`] (all of these), [`under_way`] (between the two programs
+//! of an open), [`wait`] (asking the agent) and [`told`] (its log).
 //!
 //! The invariant of every program: a pass needs a reason (verdict, absent marker, exemption, a
 //! watch that will be asked, the agent's word). Whatever fails on the way, refuses.
@@ -17,7 +17,6 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "bpfel has no AtomicU64::fetch_add; the intrinsic has")]
 
-mod asked;
 mod atomic;
 mod counters;
 mod coverage;
@@ -33,11 +32,11 @@ mod maps;
 mod mark_filter;
 mod marker;
 mod object;
-mod passed;
 mod settings;
 mod task;
 mod task_storage;
 mod told;
+mod under_way;
 mod verdict;
 mod wait;
 

@@ -4,11 +4,10 @@ use aya_ebpf::btf_maps::{Array, HashMap, InodeStorage, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use hsm_common::filter::{
     Cached, Counter, Coverage, MAX_FILESYSTEMS, MAX_WAITS, RING_BYTES, Request, Server, Trust,
-    UUID_CLASSES, Uuid, Wait,
+    UUID_CLASSES, UnderWay, Uuid, Wait,
 };
 use hsm_common::resident::Resident;
 
-use crate::asked::Asked;
 use crate::task_storage::TaskStorage;
 use crate::told::Told;
 
@@ -24,9 +23,17 @@ pub static CLASSES: Array<u64, { UUID_CLASSES as usize }> = Array::new();
 #[btf_map]
 pub static TRUSTED: TaskStorage<Trust> = TaskStorage::new();
 
-/// Opens of marked files that passed in guard mode. Not pinned: each set of programs minds its own.
+/// Opens that have passed the first program, of files that are not known to be online.
 #[btf_map]
-pub static ASKED: TaskStorage<Asked> = TaskStorage::new();
+pub static UNDER_WAY: TaskStorage<UnderWay> = TaskStorage::new();
+
+/// How many threads have one.
+#[btf_map]
+pub static IN_FLIGHT: Array<u64, 1> = Array::new();
+
+/// Whether the program behind `file_post_open` is attached.
+#[btf_map]
+pub static ARMED: Array<u64, 1> = Array::new();
 
 /// Who serves requests.
 #[btf_map]

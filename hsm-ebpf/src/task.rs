@@ -56,12 +56,6 @@ impl Task {
         read(self.0, offset)
     }
 
-    /// The thread's number in the initial PID namespace: nobody else's while it runs.
-    #[inline(always)]
-    pub fn number(self) -> u32 {
-        self.get(setting!(offsets.task_number))
-    }
-
     /// The process's first thread.
     #[inline(always)]
     fn leader(self) -> Self {

@@ -21,6 +21,7 @@ use crate::object::{Inode, SuperBlock};
 use crate::settings::setting;
 use crate::task::{self, Task};
 use crate::told;
+use crate::under_way;
 
 /// Try again.
 pub const EAGAIN: i32 = 11;
@@ -48,7 +49,7 @@ unsafe extern "C" {
 pub enum Answer {
     /// The file is online.
     Online,
-    /// Somebody watches the inode now.
+    /// What was waited for is there: somebody watches the inode now, or the second program is attached.
     Watched,
     /// Nobody could tell: nobody serves, no room, no progress.
     Nobody,
@@ -68,16 +69,26 @@ impl Answer {
     }
 }
 
+/// What ends a wait besides the server's word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Nothing.
+    Answered,
+    /// Anybody's watch on the inode.
+    Watched,
+    /// The second program is attached.
+    Armed,
+}
+
 /// Asks, and waits as long as there is progress, or until somebody watches the inode, if that helps.
 #[inline(always)]
 pub fn ask(inode: Inode, sb: SuperBlock, kind: u32) -> Answer {
-    ask_until(inode, sb, kind, kind != KIND_RECALL)
+    ask_until(inode, sb, kind, if kind == KIND_RECALL { Until::Answered } else { Until::Watched })
 }
 
-/// Asks, and waits as long as there is progress. `any_watch`: anybody's watch on the inode ends the wait,
-/// not only the server's word.
+/// Asks, and waits as long as there is progress.
 #[inline(always)]
-pub fn ask_until(inode: Inode, sb: SuperBlock, kind: u32, any_watch: bool) -> Answer {
+pub fn ask_until(inode: Inode, sb: SuperBlock, kind: u32, until: Until) -> Answer {
     if !is_served() {
         count(Counter::DeniedNoServer);
         told::unserved(inode);
@@ -91,7 +102,7 @@ pub fn ask_until(inode: Inode, sb: SuperBlock, kind: u32, any_watch: bool) -> An
         return Answer::Nobody;
     }
     let answer =
-        if submit(id, inode, sb, kind) { wait(id, inode, kind, any_watch) } else { Answer::Nobody };
+        if submit(id, inode, sb, kind) { wait(id, inode, kind, until) } else { Answer::Nobody };
     // From here on a late answer finds no entry.
     let _ = WAITS.remove(&id);
     answer
@@ -144,11 +155,11 @@ struct Patience {
     deadline: u64,
     beat: u32,
     turns: u64,
-    any_watch: bool,
+    until: Until,
 }
 
 #[inline(always)]
-fn wait(id: u64, inode: Inode, kind: u32, any_watch: bool) -> Answer {
+fn wait(id: u64, inode: Inode, kind: u32, until: Until) -> Answer {
     let task = Task::current();
     let limit = if task.is_kernel() {
         setting!(spin_limit)
@@ -159,7 +170,7 @@ fn wait(id: u64, inode: Inode, kind: u32, any_watch: bool) -> Answer {
     };
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let mut patience = Patience { limit, deadline: now + limit, beat: 0, turns: 0, any_watch };
+    let mut patience = Patience { limit, deadline: now + limit, beat: 0, turns: 0, until };
     let mut answer = None;
     let mut outer = MaybeUninit::<bpf_iter_num>::uninit();
     let mut inner = MaybeUninit::<bpf_iter_num>::uninit();
@@ -192,7 +203,12 @@ fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Option<An
     if wait.verdict != 0 {
         return Some(decide(wait.verdict));
     }
-    if patience.any_watch && inode.is_watched() {
+    let enough = match patience.until {
+        Until::Answered => false,
+        Until::Watched => inode.is_watched(),
+        Until::Armed => under_way::is_armed(),
+    };
+    if enough {
         return Some(Answer::Watched);
     }
     // SAFETY: the helper has no preconditions.

@@ -35,7 +35,8 @@ const fn lsm(name: &'static str, hook: &'static str) -> Program {
     Program { name, hook: Hook::Lsm(hook) }
 }
 
-/// All programs, in the order in which they are attached; they are detached in the opposite one.
+/// All programs, in the order in which they are attached; they are detached in the opposite one. (The second net,
+/// `guard_post_open`, is attached when the set is complete: see `second_net.rs`.)
 ///
 /// Those that make cached verdicts invalid come before those that cache: otherwise a verdict
 /// "online" could outlive a marker that was set in between.
@@ -67,6 +68,9 @@ pub(super) const MAPS: &[&str] = &[
     filter::SCRATCH,
     filter::COUNTERS,
     filter::NUMBERS,
+    filter::UNDER_WAY,
+    filter::IN_FLIGHT,
+    filter::ARMED,
     told::RECORDS,
 ];
 
@@ -124,6 +128,30 @@ pub(super) fn kernel_types() -> Result<aya::Btf, BpfError> {
     aya::Btf::from_sys_fs().map_err(|source| BpfError::Object {
         release: kernel_release(),
         source: Box::new(source.into()),
+    })
+}
+
+/// Has the kernel verify one program of the security modules' hooks, and pins it, to be attached later.
+pub(super) fn pin_program(
+    ebpf: &mut Ebpf,
+    program: Program,
+    types: &aya::Btf,
+    path: &Path,
+) -> Result<(), BpfError> {
+    let found = ebpf.program_mut(program.name).ok_or(BpfError::NoProgram(program.name))?;
+    let failed = |doing, source| BpfError::Program {
+        program: program.name,
+        doing,
+        release: kernel_release(),
+        source: Box::new(source),
+    };
+    let Hook::Lsm(hook) = program.hook else { return Err(BpfError::NoProgram(program.name)) };
+    let found: &mut Lsm = found.try_into().map_err(|e| failed("loading", e))?;
+    found.load(hook, types).map_err(|e| failed("loading", e))?;
+    found.pin(path).map_err(|e| BpfError::Pin {
+        path: path.to_owned(),
+        doing: "pinning a program",
+        source: std::io::Error::other(e.to_string()),
     })
 }
 

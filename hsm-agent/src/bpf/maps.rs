@@ -79,6 +79,8 @@ pub struct Maps {
     held: InodeStorage<{ size_of::<u64>() }>,
     resident: InodeStorage<{ size_of::<Resident>() }>,
     counters: PerCpuArray<MapData, u64>,
+    pub(super) armed: Mutex<Array<MapData, u64>>,
+    pub(super) in_flight: Mutex<Array<MapData, u64>>,
 }
 
 impl std::fmt::Debug for Maps {
@@ -111,6 +113,8 @@ impl Maps {
             held: local_storage(dir, filter::HELD)?,
             resident: local_storage(dir, filter::RESIDENT)?,
             counters: open(dir, filter::COUNTERS)?,
+            armed: Mutex::new(open(dir, filter::ARMED)?),
+            in_flight: Mutex::new(open(dir, filter::IN_FLIGHT)?),
         })
     }
 
@@ -118,6 +122,11 @@ impl Maps {
     /// same name has later are told from them by it, as long as somebody has them open.
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Where the maps are pinned.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Covers a file system, mounted or not; changes the mode of one that is covered.
@@ -336,7 +345,7 @@ fn bytes<T: Pod, const N: usize>(value: &T) -> [u8; N] {
     bytes
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

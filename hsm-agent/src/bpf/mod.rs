@@ -27,6 +27,7 @@ mod probe;
 mod remembered;
 mod requests;
 mod residency;
+mod second_net;
 mod struct_ops;
 mod told;
 
@@ -47,6 +48,7 @@ pub use self::probe::{Probe, probe};
 pub use self::remembered::{remember, remembered};
 pub use self::requests::Requests;
 pub use self::residency::Residency;
+pub use self::second_net::{Disarmed, can_disarm};
 pub use self::told::listen;
 
 /// Where programs and maps are pinned.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <base>/v<ABI>-<attribute names>/maps/NAME         maps, shared by all programs of this layout
-//! <base>/v<ABI>-<attribute names>/links-<object>/NAME   attached programs, one file each
+//! <base>/v<ABI>-<attribute names>/links-<object>/NAME   attached programs, one file each; `second_net.rs` has two
 //! <base>/v<ABI>-<attribute names>/filters/POOL/NUMBER   filters of fanotify groups, see `filter.rs`
 //! ```
 //!
@@ -29,7 +29,7 @@ use rustix::fs::{FlockOperation, Mode as FileMode, flock, statfs};
 use rustix::mount::{MountFlags, mount};
 
 use super::load::{self, Image, PROGRAMS};
-use super::{BpfError, Counts, Maps, Mode, Settings, Uuid, object, probe};
+use super::{BpfError, Counts, Maps, Mode, Settings, Uuid, object, probe, second_net};
 use crate::sys::bpf;
 
 /// `BPF_FS_MAGIC` of `<linux/magic.h>`.
@@ -52,6 +52,10 @@ pub struct Status {
     pub current: Option<bool>,
     /// Names of the attached programs.
     pub programs: Vec<String>,
+    /// Whether the second net is attached.
+    pub armed: bool,
+    /// Threads that it is, or may be, attached for.
+    pub in_flight: u64,
     /// Other directories: of other versions, or left by an interruption.
     pub others: Vec<PathBuf>,
     /// Names of the filters, and how many links each has: more than one while an agent takes over from
@@ -89,6 +93,10 @@ pub(super) fn install(settings: &Settings) -> Result<Maps, BpfError> {
             return Err(error);
         }
     }
+    let installed = Maps::open_in(&maps)?;
+    let _armed = lock(&maps)?;
+    // The others' second net goes with them.
+    installed.arm_locked()?;
     for other in children(base)? {
         if other != version {
             // Its filters as well, though they may serve a mark until ours takes over: nobody keeps their
@@ -101,7 +109,7 @@ pub(super) fn install(settings: &Settings) -> Result<Maps, BpfError> {
             remove_tree(&other, &mut Vec::new())?;
         }
     }
-    Maps::open_in(&maps)
+    Ok(installed)
 }
 
 /// Leaves after a failure what was there before: an earlier set, or nothing.
@@ -125,15 +133,23 @@ fn attach(image: &Image, base: &Path, version: &Path, links: &Path) -> Result<()
     create(&maps)?;
     create(&unfinished)?;
     let mut ebpf = image.load(&maps)?;
+    let is_first = complete_sets(version)?.is_empty();
     for other in children(base)? {
         if other != version && !complete_sets(&other)?.is_empty() {
             copy(&other.join("maps"), &maps);
+            if is_first {
+                Maps::open_in(&maps)?.count_unknown()?;
+            }
         }
     }
     let types = load::kernel_types()?;
     for &program in PROGRAMS {
-        let link = load::attach(&mut ebpf, program, &types)?;
         let path = unfinished.join(program.name);
+        if program.name == second_net::PROGRAM {
+            load::pin_program(&mut ebpf, program, &types, &path)?;
+            continue;
+        }
+        let link = load::attach(&mut ebpf, program, &types)?;
         link.pin(&path).map_err(|e| pin_error(&path, "pinning an attached program", &e))?;
     }
     fs::rename(&unfinished, links).map_err(failed(&unfinished, "completing the set"))
@@ -166,15 +182,14 @@ pub(super) fn status(base: &Path) -> Result<Status, BpfError> {
         Some(version) => complete_sets(version)?.pop(),
         None => None,
     };
-    let programs = match &links {
-        Some(links) => children(links)?.iter().filter_map(|path| name(path)).collect(),
-        None => Vec::new(),
-    };
+    let programs = links.as_deref().map_or(Ok(Vec::new()), attached)?;
     let mut status = Status {
         current: links.as_ref().and_then(|links| is_built_in(links)),
         others: others(base, version)?,
         installed: links,
         programs,
+        armed: false,
+        in_flight: 0,
         filters: version.map_or(Ok(Vec::new()), filters)?,
         covered: Vec::new(),
         server: None,
@@ -186,8 +201,18 @@ pub(super) fn status(base: &Path) -> Result<Status, BpfError> {
         status.server = maps.server()?;
         status.waiting = maps.waiting()?;
         status.counters = maps.counters()?;
+        status.armed = maps.is_armed()?;
+        status.in_flight = maps.in_flight()?;
     }
     Ok(status)
+}
+
+/// Names of the programs of a set that are attached.
+fn attached(links: &Path) -> Result<Vec<String>, BpfError> {
+    let mut names: Vec<_> = children(links)?.iter().filter_map(|path| name(path)).collect();
+    let armed = names.iter().any(|name| name == second_net::LINK);
+    names.retain(|name| name != second_net::LINK && (armed || name != second_net::PROGRAM));
+    Ok(names)
 }
 
 /// Directory of the maps of the one complete set of this layout.
@@ -254,12 +279,13 @@ fn remove_tree(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), BpfError> 
 }
 
 /// Children in the order in which they are removed: filters before links before maps, and of the programs the
-/// one first that was attached last.
+/// one first that comes last in [`PROGRAMS`].
 fn ordered(dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
     let mut paths = children(dir)?;
     let place = |path: &Path| {
         let name = name(path).unwrap_or_default();
-        let program = PROGRAMS.iter().rev().position(|program| program.name == name);
+        let of = if name == second_net::LINK { second_net::PROGRAM } else { &name };
+        let program = PROGRAMS.iter().rev().position(|program| program.name == of);
         (name != FILTERS, name == "maps", program.unwrap_or(PROGRAMS.len()), name)
     };
     paths.sort_by_key(|path| place(path));
@@ -352,7 +378,7 @@ fn remove_unfinished(base: &Path) -> Result<(), BpfError> {
     Ok(())
 }
 
-fn complete_sets(version: &Path) -> Result<Vec<PathBuf>, BpfError> {
+pub(super) fn complete_sets(version: &Path) -> Result<Vec<PathBuf>, BpfError> {
     let mut sets = children(version)?;
     sets.retain(|path| {
         name(path).is_some_and(|name| name.starts_with(LINKS) && !name.ends_with(UNFINISHED))
@@ -423,8 +449,8 @@ pub(super) fn children(dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
     Ok(paths)
 }
 
-/// Only one at a time changes what is pinned.
-fn lock(base: &Path) -> Result<File, BpfError> {
+/// Only one at a time changes what is pinned below the directory.
+pub(super) fn lock(base: &Path) -> Result<File, BpfError> {
     let dir = File::open(base).map_err(failed(base, "opening"))?;
     flock(&dir, FlockOperation::LockExclusive)
         .map_err(|e| failed(base, "waiting for another installation")(e.into()))?;
@@ -459,7 +485,7 @@ fn create(dir: &Path) -> Result<(), BpfError> {
     }
 }
 
-fn failed(path: &Path, doing: &'static str) -> impl Fn(io::Error) -> BpfError {
+pub(super) fn failed(path: &Path, doing: &'static str) -> impl Fn(io::Error) -> BpfError {
     let path = path.to_owned();
     move |source| BpfError::Pin { path: path.clone(), doing, source }
 }

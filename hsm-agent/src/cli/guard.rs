@@ -163,6 +163,8 @@ struct Report {
     installed: bool,
     current: Option<bool>,
     programs: Vec<String>,
+    second_net: &'static str,
+    in_flight: u64,
     file_systems: Vec<FileSystem>,
     filters: Vec<String>,
     server: Option<u32>,
@@ -188,6 +190,8 @@ impl Report {
             installed: status.installed.is_some(),
             current: status.current,
             programs: status.programs.clone(),
+            second_net: if status.armed { "armed" } else { "on demand" },
+            in_flight: status.in_flight,
             file_systems: status.covered.iter().map(file_system).collect(),
             filters: status.filters.iter().map(|(name, _)| name.clone()).collect(),
             server: status.server,
@@ -219,6 +223,10 @@ fn status(context: &Context, agent: &AgentConfig) -> Result<Exit, Failure> {
     out.line(format!("{} programs attached{version}", report.programs.len()))?;
     let server = report.server.map_or("nobody".to_owned(), |pid| format!("process {pid}"));
     out.line(format!("served by {server}; {} accesses wait", report.waiting))?;
+    out.line(match (report.second_net, report.in_flight) {
+        (net, 0) => format!("second net: {net}"),
+        (net, count) => format!("second net: {net}, for {count} threads that open offline files"),
+    })?;
     for fs in &report.file_systems {
         out.line(format!("covers {} ({})", fs.uuid, fs.mode))?;
     }

@@ -18,6 +18,7 @@ use super::metrics::Metrics;
 use super::mount::{self, MountError};
 use super::pool::Pool;
 use super::programs::Programs;
+use super::second_net::SecondNet;
 use super::waiters::Waiters;
 use super::work::Workers;
 use super::{recover, sentinel};
@@ -143,6 +144,7 @@ struct Engine {
     workers: Arc<Workers>,
     crowd: Arc<Crowd>,
     programs: Programs,
+    second_net: Arc<SecondNet>,
     link: Arc<Link>,
     stopping: Arc<AtomicBool>,
     /// The holder is gone.
@@ -161,6 +163,7 @@ impl Engine {
         std::fs::create_dir_all(&config.agent.state_dir)
             .map_err(system(format!("{}", config.agent.state_dir.display())))?;
         let lock = AgentLock::look(&config.agent)?;
+        let programs = Programs::prepare(config, link);
         let shared = Shared {
             breaks: BreakWatch::start().map_err(system("no watch on leases"))?,
             budget: Arc::new(Budget::new(config.limits.recall_memory.as_u64())),
@@ -170,10 +173,10 @@ impl Engine {
                 config.limits.waiting_per_user,
                 descriptors,
             )),
+            second_net: programs.second_net(),
             stopping: Arc::new(AtomicBool::new(false)),
             runtime: runtime.clone(),
         };
-        let programs = Programs::prepare(config, link);
         let mut watched = Vec::new();
         for pool in &config.pools {
             watched.push(Watched::begin(config, pool, link, &programs)?);
@@ -197,6 +200,7 @@ impl Engine {
             workers: shared.workers,
             crowd: shared.crowd,
             programs,
+            second_net: shared.second_net,
             link: Arc::clone(link),
             stopping: shared.stopping,
             orphaned: CancellationToken::new(),
@@ -273,6 +277,9 @@ impl Engine {
         let server = tokio::spawn(serve(socket, api, ServerOptions::default(), stop.clone()));
         self.link.ready().map_err(system("the holder does not listen"))?;
         let overdue = tokio::spawn(deny_overdue(self.pools.clone()));
+        // Only now: everything is recovered.
+        let watched = self.second_net.watch(self.pools.clone(), stop.clone());
+        watched.map_err(system("no threads"))?;
         let orphaned = tokio::select! {
             biased;
             () = self.orphaned.cancelled() => true,
@@ -455,6 +462,7 @@ struct Shared {
     budget: Arc<Budget>,
     workers: Arc<Workers>,
     crowd: Arc<Crowd>,
+    second_net: Arc<SecondNet>,
     stopping: Arc<AtomicBool>,
     runtime: tokio::runtime::Handle,
 }
@@ -567,6 +575,7 @@ impl Watched {
             recall_parallel: config.limits.recall_parallel as usize,
             recall_deadline: config.limits.recall_deadline,
             workers: Arc::clone(&shared.workers),
+            second_net: Arc::clone(&shared.second_net),
             link: Arc::clone(link),
             progress: Progresses::default(),
             canary: canary::Canary::default(),

@@ -26,6 +26,7 @@ mod programs;
 mod queue;
 mod recover;
 mod room;
+pub mod second_net;
 mod sentinel;
 mod waiters;
 mod work;

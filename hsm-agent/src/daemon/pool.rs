@@ -15,6 +15,7 @@ use super::crowd::Crowd;
 use super::failures::Failures;
 use super::link::Link;
 use super::metrics::Metrics;
+use super::second_net::SecondNet;
 use super::waiters::Waiters;
 use super::work::Workers;
 use crate::catalog::Catalog;
@@ -92,6 +93,8 @@ pub struct Pool {
     pub recall_deadline: Duration,
     /// Threads that carry out recalls.
     pub workers: Arc<Workers>,
+    /// Must be held before files are released.
+    pub second_net: Arc<SecondNet>,
     /// Way back to the kernel.
     pub link: Arc<Link>,
     /// Why recalls failed, for the jobs that asked for them.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use super::link::Link;
+use super::second_net::SecondNet;
 use crate::bpf::{self, Filter, Guard, Maps, Settings, Uuid};
 use crate::config::{AgentConfig, Config, PoolConfig};
 use crate::control::ProgramCount;
@@ -84,6 +85,11 @@ impl Programs {
             marker: self.marker.clone(),
             ..Settings::default()
         }
+    }
+
+    /// The second of the programs that look at opens.
+    pub(super) fn second_net(&self) -> Arc<SecondNet> {
+        Arc::new(SecondNet::new(self.maps.clone()))
     }
 
     /// Whether the kernel has our patches, or what it lacks.

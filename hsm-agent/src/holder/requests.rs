@@ -9,6 +9,9 @@
 //! A truncation that comes without a path (nfsd) cannot wait: it is refused, and the file is recalled for its
 //! next attempt.
 //!
+//! Who opens a marked file may find that the second program, which looks at the open when it is through, is not
+//! attached. The holder attaches it then (`hsm_common::filter::UnderWay`); only the engine detaches it.
+//!
 //! Another configuration can look for another marker, and has other programs then, with maps of their own.
 //! The newest set of programs is served. Whoever still waits in a program of an older one is refused, unless
 //! his recall is under way; a set is known by the number of its map in the kernel, which is part of a
@@ -25,7 +28,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hsm_common::filter::{KIND_QUERY, KIND_RECALL, KIND_WANTED, KIND_WATCH, Request, Uuid};
+use hsm_common::filter::{
+    KIND_ARM, KIND_QUERY, KIND_RECALL, KIND_WANTED, KIND_WATCH, Request, Uuid,
+};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::OFlags;
 use rustix::time::Timespec;
@@ -60,6 +65,8 @@ pub(super) struct Programs {
 #[derive(Debug)]
 struct Set {
     maps: Maps,
+    /// Where they are pinned: the maps' path leads through this descriptor.
+    _directory: OwnedFd,
     /// Readable when there is a newer one.
     retired: OwnedFd,
 }
@@ -104,7 +111,7 @@ pub(super) fn serve(
         maps.exempt(own).map_err(io::Error::other)?;
         maps.serve(own).map_err(io::Error::other)?;
         let retired = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let set = Arc::new(Set { maps, retired });
+        let set = Arc::new(Set { maps, _directory: directory, retired });
         tracing::debug!(?set, "serving kernel programs");
         programs.replace(Arc::clone(&set));
         let (thread, of) = (Arc::clone(shared), Arc::clone(&set));
@@ -234,7 +241,7 @@ fn take_requests(shared: &Arc<Shared>, set: &Set, mut requests: Requests) {
             taken += 1;
             reach(Point::HolderRequested);
             let question = Question { set: set.maps.id(), request: request.id };
-            match take(shared, question, &request) {
+            match take(shared, set, question, &request) {
                 Outcome::Answer(answer) => programs.tell(question, answer),
                 Outcome::Later => shared.send_pending(),
             }
@@ -265,7 +272,10 @@ fn is_readable(fd: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-fn take(shared: &Shared, question: Question, request: &Request) -> Outcome {
+fn take(shared: &Shared, set: &Set, question: Question, request: &Request) -> Outcome {
+    if request.kind == KIND_ARM && !shared.is_denying() {
+        return Outcome::Answer(arm(set));
+    }
     let covered = shared.programs.covered().iter().find(|c| c.uuid == request.uuid).cloned();
     let is_asked = |c: &Covered| c.set == question.set && c.device == request.device;
     let Some(covered) = covered.filter(|c| is_asked(c) && !shared.is_denying()) else {
@@ -288,6 +298,17 @@ fn take(shared: &Shared, question: Question, request: &Request) -> Outcome {
         }
         Outcome::Answer(Answer::Refuse(errno))
     })
+}
+
+/// Has every open looked at when it is through.
+fn arm(set: &Set) -> Answer {
+    match set.maps.arm() {
+        Ok(()) => Answer::Watched,
+        Err(error) => {
+            tracing::error!(%error, "the second kernel program cannot be attached; an open is denied");
+            Answer::Refuse(libc::EAGAIN)
+        }
+    }
 }
 
 impl Covered {

@@ -36,6 +36,14 @@ pub fn release(
     dry_run: bool,
     stop: Stop<'_>,
 ) -> Vec<FileOutcome> {
+    // Until all of it is done or undone: whoever passed the kernel programs before a marker was set is looked at again.
+    let _armed = match if dry_run { Ok(None) } else { pool.second_net.hold().map(Some) } {
+        Ok(armed) => armed,
+        Err(error) => {
+            let failed = || FileOutcome::failed(Reason::Io, error.to_string());
+            return batch.iter().map(|_| failed()).collect();
+        }
+    };
     let keys: Vec<_> = batch.iter().map(|c| c.file.key.clone()).collect();
     // Without the catalogue's word every file is compared with its object: slow, but safe.
     let rows = pool.catalog.get_many(&keys).unwrap_or_else(|error| {

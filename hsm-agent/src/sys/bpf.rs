@@ -269,9 +269,9 @@ pub fn set_first(map: BorrowedFd<'_>, value: &[u8]) -> io::Result<()> {
 #[repr(C)]
 #[derive(Default)]
 struct LinkAttr {
-    /// A map for `BPF_LINK_CREATE`, a link for the others.
+    /// A map or program for `BPF_LINK_CREATE`, a link for the others.
     object: u32,
-    /// `BPF_LINK_UPDATE`: the new map.
+    /// `BPF_LINK_UPDATE`: the new map. `BPF_LINK_CREATE`: zero.
     map: u32,
     /// `BPF_LINK_CREATE`: kind of attachment.
     kind: u32,
@@ -282,6 +282,14 @@ struct LinkAttr {
 /// is pinned to, detaches it.
 pub fn create_link(map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let attr = LinkAttr { object: number_of(map), kind: BPF_STRUCT_OPS, ..LinkAttr::default() };
+    // SAFETY: the attributes have the kernel's layout, without pointers.
+    unsafe { call_for_descriptor(BPF_LINK_CREATE, &attr) }
+}
+
+/// Attaches a program of the security modules' hooks, which may have been attached and detached before; `EBUSY`: it is
+/// attached. When this returns, it runs wherever its hook is called.
+pub fn attach_lsm(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let attr = LinkAttr { object: number_of(program), kind: BPF_LSM_MAC, ..LinkAttr::default() };
     // SAFETY: the attributes have the kernel's layout, without pointers.
     unsafe { call_for_descriptor(BPF_LINK_CREATE, &attr) }
 }

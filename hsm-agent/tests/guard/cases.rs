@@ -1,20 +1,23 @@
 //! What the guard promises, case by case.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hsm_agent::bpf::{Guard, Maps, Mode};
+use hsm_agent::bpf::{Disarmed, Guard, Maps, Mode};
+use hsm_agent::sys::fanotify::{Class, EventMask, Group, GroupOptions};
 use hsm_agent::sys::lease::{self, LeaseKind};
 use hsm_agent::sys::{signal, xattr};
 use hsm_common::filter::Counter;
 use hsm_common::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 use hsm_lab::FsKind;
-use hsm_lab::run::Run;
+use hsm_lab::run::{Run, Running, kill};
 use rustix::fs::OFlags;
+use rustix::process::Signal;
 
 use crate::fixture::{Case, EAGAIN, EPERM, Lab, assert_count, assert_errno, errno, marker, python};
 
@@ -56,6 +59,11 @@ cases! {
     fiemap_of_a_marked_file_is_refused,
     an_exemption_is_not_inherited,
     another_version_replaces_this_one,
+    a_marked_file_brings_the_second_net_back,
+    nobody_passes_where_the_second_net_does_not_come,
+    who_is_under_way_keeps_the_second_net,
+    an_open_that_failed_keeps_the_second_net_until_its_thread_ends,
+    only_who_serves_takes_the_second_net_away,
 }
 
 const READ: &str = "open(p, 'rb').read()";
@@ -583,6 +591,163 @@ fn another_version_replaces_this_one(lab: &Lab) -> Result<()> {
     assert_errno(READ, &path, EAGAIN)?;
     let status = Guard::status(&settings.base)?;
     ensure!(status.others.is_empty() && status.programs.len() == 11, "{status:?}");
+    Ok(())
+}
+
+/// Takes the second net away, as the engine of this server.
+fn detach(lab: &Lab, server: &Running) -> Result<()> {
+    let begin = Instant::now();
+    let result = lab.maps.disarm(server.pid())?;
+    eprintln!("detached after {:.1?}", begin.elapsed());
+    ensure!(result == Disarmed::Yes, "{result:?}");
+    ensure!(!lab.maps.is_armed()?, "it says so");
+    let status = Guard::status(&lab.settings.base)?;
+    ensure!(status.programs.len() == 10 && !status.armed, "{status:?}");
+    Ok(())
+}
+
+fn a_marked_file_brings_the_second_net_back(lab: &Lab) -> Result<()> {
+    let (path, online) = (lab.marked("marked")?, lab.file("online")?);
+    for (mode, how) in [(Mode::Filter, "watch"), (Mode::Guard, "filesystem")] {
+        lab.cover(mode)?;
+        let server = lab.serve(how, &path)?;
+        detach(lab, &server)?;
+        assert_errno(READ, &online, 0)?;
+        ensure!(!lab.maps.is_armed()?, "an online file needs none");
+        assert_errno(READ, &path, 0)?;
+        ensure!(lab.maps.is_armed()? && lab.maps.in_flight()? == 0, "attached, and through");
+        ensure!(Guard::status(&lab.settings.base)?.programs.len() == 11, "all of them");
+        if mode == Mode::Filter {
+            lab.mark(&path)?;
+        }
+    }
+    // In this process, to tell how long it takes.
+    let server = lab.serve("silent", &path)?;
+    for _ in 0..5 {
+        detach(lab, &server)?;
+        let begin = Instant::now();
+        lab.maps.arm()?;
+        eprintln!("attached after {:.1?}", begin.elapsed());
+    }
+    assert_errno(READ, &online, 0)
+}
+
+fn nobody_passes_where_the_second_net_does_not_come(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    // A watch, so that only the second net is missing.
+    let group = Group::new(GroupOptions { class: Class::PreContent, nonblock: true })?;
+    group.watch_filesystem(File::open(lab.fs.path())?.as_fd(), EventMask::OPEN_PERM)?;
+    for mode in [Mode::Guard, Mode::Filter] {
+        lab.cover(mode)?;
+        let server = lab.serve("silent", &path)?;
+        detach(lab, &server)?;
+        // The server does nothing, and then it dies.
+        for kills in [false, true] {
+            let mut opener = Run::new("cat").args([&path]).start()?;
+            wait_for(|| Ok(lab.maps.waiting()? == 1))?;
+            ensure!(lab.maps.in_flight()? == 1, "he counts while he waits");
+            if kills {
+                kill(server.pid().cast_signed(), Signal::KILL);
+            }
+            wait_for(|| Ok(!opener.is_running()?))?;
+            let out = opener.finish()?;
+            ensure!(out.stdout.is_empty() && out.code() != 0, "{}", out.describe());
+            ensure!(lab.maps.in_flight()? == 0, "and then no more");
+        }
+        drop(server);
+        wait_for(|| Ok(lab.maps.server()?.is_none()))?;
+        assert_errno(READ, &path, EAGAIN)?;
+        ensure!(!group.has_events() && !lab.maps.is_armed()?, "somebody came through");
+    }
+    Ok(())
+}
+
+fn who_is_under_way_keeps_the_second_net(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    for (turn, mode) in (1..).zip([Mode::Guard, Mode::Filter]) {
+        lab.cover(mode)?;
+        let mut server = lab.serve("mute", &path)?;
+        let mut opener = Run::new("cat").args([&path]).start()?;
+        wait_for(|| Ok(lab.maps.in_flight()? == 1))?;
+        let mut killed = Run::new("cat").args([&path]).start()?;
+        wait_for(|| Ok(lab.maps.in_flight()? == 2))?;
+        killed.kill();
+        wait_for(|| Ok(lab.maps.in_flight()? == 1))?;
+        let result = lab.maps.disarm(server.pid())?;
+        ensure!(result == Disarmed::InFlight(1) && lab.maps.is_armed()?, "{result:?}");
+        // The kernel lets him pass.
+        server.kill();
+        wait_for(|| Ok(!opener.is_running()?))?;
+        let out = opener.finish()?;
+        ensure!(out.stdout.is_empty() && out.code() != 0, "{}", out.describe());
+        assert_count(lab, Counter::DeniedPostOpen, turn)?;
+        ensure!(lab.maps.in_flight()? == 0, "he is through");
+        wait_for(|| Ok(lab.maps.server()?.is_none()))?;
+    }
+    Ok(())
+}
+
+fn an_open_that_failed_keeps_the_second_net_until_its_thread_ends(lab: &Lab) -> Result<()> {
+    let (path, other) = (lab.marked("marked")?, lab.marked("other")?);
+    lab.cover(Mode::Guard)?;
+    let server = lab.serve("denies", &path)?;
+    let in_flight = |wanted| wait_for(|| Ok(lab.maps.in_flight()? == wanted));
+    // A thread fails three times, and counts once; its process lives on.
+    const PROGRAM: &str = "import sys, threading, time\n\
+        def opens():\n\
+        \x20   for p in sys.argv[1:] * 3:\n\
+        \x20       try:\n\
+        \x20           open(p)\n\
+        \x20       except OSError:\n\
+        \x20           pass\n\
+        \x20   sys.stdin.readline()\n\
+        thread = threading.Thread(target=opens)\n\
+        thread.start()\n\
+        thread.join()\n\
+        time.sleep(1000)\n";
+    let mut program = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", PROGRAM])
+        .args([&path, &other])
+        .stdin(std::process::Stdio::piped())
+        .spawn()?;
+    let result = (|| {
+        wait_for(|| Ok(lab.count(Counter::PassedWatched)? == 6))?;
+        in_flight(1)?;
+        let result = lab.maps.disarm(server.pid())?;
+        ensure!(result == Disarmed::InFlight(1), "{result:?}");
+        drop(program.stdin.take());
+        in_flight(0).context("the thread has ended")?;
+        detach(lab, &server)
+    })();
+    program.kill()?;
+    program.wait()?;
+    result
+}
+
+fn only_who_serves_takes_the_second_net_away(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let me = std::process::id();
+    let result = lab.maps.disarm(me)?;
+    ensure!(result == Disarmed::NotServing && lab.maps.is_armed()?, "{result:?}");
+    let mut server = lab.serve("watch", &path)?;
+    ensure!(lab.maps.disarm(me)? == Disarmed::NotServing, "somebody else serves");
+    detach(lab, &server)?;
+    // Programs that replace these begin armed, whatever they find.
+    let mut settings = lab.settings.clone();
+    settings.open_limit = Duration::from_secs(2);
+    let maps = Guard::install(&settings)?;
+    ensure!(maps.is_armed()? && maps.in_flight()? == 0, "the same maps");
+    detach(lab, &server)?;
+    server.kill();
+    wait_for(|| Ok(lab.maps.server()?.is_none()))?;
+    assert_errno(READ, &path, EAGAIN)?;
+    // Of other maps it is not known who is under way.
+    settings.record = "trusted.hsm.other".into();
+    let maps = Guard::install(&settings)?;
+    ensure!(maps.is_armed()? && maps.in_flight()? == 1, "armed for ever");
+    maps.serve(me)?;
+    ensure!(maps.disarm(me)? == Disarmed::InFlight(1), "it stays");
     Ok(())
 }
 

@@ -9,6 +9,8 @@
 //! | `watch` | marks PATH for `FAN_OPEN_PERM`, answers "watched", removes the marker when asked, allows |
 //! | `filesystem` | watches the whole file system and allows every open |
 //! | `successor` | as `filesystem`, but another agent serves by the time of each answer |
+//! | `mute` | as `filesystem`, but never answers an event |
+//! | `denies` | as `filesystem`, but denies every open |
 //! | `stranger` | marks PATH as `watch` does and allows every open, as a virus scanner does |
 //! | `dies` | releases PATH over and over, dies when the marker is set, and recalls as the next agent |
 
@@ -27,7 +29,7 @@ use hsm_agent::sys::fanotify::{
 };
 use hsm_agent::sys::lease::{self, LeaseKind};
 use hsm_agent::sys::{signal, space, xattr};
-use hsm_common::filter::Request;
+use hsm_common::filter::{KIND_ARM, Request};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::fixture::marker;
@@ -58,7 +60,7 @@ fn serve(how: &str, base: &Path, path: &Path) -> Result<()> {
         return release_and_die(path);
     }
     let mut requests = maps.requests()?;
-    if matches!(how, "watch" | "stranger" | "filesystem" | "successor") {
+    if matches!(how, "watch" | "stranger" | "filesystem" | "successor" | "mute" | "denies") {
         return watch(&maps, requests, path, how);
     }
     maps.serve(me)?;
@@ -134,26 +136,36 @@ fn watch(maps: &Maps, mut requests: Requests, path: &Path, how: &str) -> Result<
     let file = File::open(path)?;
     match how {
         "stranger" => group.watch_inode(MarkTarget::Fd(file.as_fd()), EventMask::OPEN_PERM)?,
-        "filesystem" | "successor" => group.watch_filesystem(file.as_fd(), EventMask::OPEN_PERM)?,
+        "filesystem" | "successor" | "mute" | "denies" => {
+            group.watch_filesystem(file.as_fd(), EventMask::OPEN_PERM)?;
+        }
         _ => {}
     }
     maps.serve(std::process::id())?;
     let mut buffer = vec![0; 4096];
     loop {
         let mut fds = [PollFd::new(&requests, PollFlags::IN), PollFd::new(&group, PollFlags::IN)];
-        poll(&mut fds, None)?;
+        let heard = if how == "mute" { 1 } else { 2 };
+        poll(&mut fds[..heard], None)?;
         while let Some(request) = requests.next() {
+            if request.kind == KIND_ARM {
+                maps.arm()?;
+                maps.answer(request.id, Answer::Watched)?;
+                continue;
+            }
             group.watch_inode(MarkTarget::Fd(file.as_fd()), EventMask::OPEN_PERM)?;
             maps.answer(request.id, Answer::Watched)?;
         }
         if how == "successor" && group.has_events() {
             maps.serve(std::process::id())?;
         }
-        answer_events(&group, &mut buffer, &file, how == "watch")?;
+        if how != "mute" {
+            answer_events(&group, &mut buffer, &file, how)?;
+        }
     }
 }
 
-fn answer_events(group: &Group, buffer: &mut [u8], file: &File, recall: bool) -> Result<()> {
+fn answer_events(group: &Group, buffer: &mut [u8], file: &File, how: &str) -> Result<()> {
     let length = match group.read(buffer) {
         Ok(length) => length,
         Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
@@ -161,11 +173,12 @@ fn answer_events(group: &Group, buffer: &mut [u8], file: &File, recall: bool) ->
     };
     for event in events(&buffer[..length]) {
         let event = event?;
-        if recall {
+        if how == "watch" {
             xattr::remove(file, &marker())?;
         }
         // The event's descriptor stays open: this process lives for one case.
-        group.answer(event.fd, Verdict::Allow)?;
+        group
+            .answer(event.fd, if how == "denies" { Verdict::Deny(EIO) } else { Verdict::Allow })?;
     }
     Ok(())
 }

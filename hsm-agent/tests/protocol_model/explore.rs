@@ -7,7 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use crate::setup::{Pace, Setup};
 use crate::state::{Cut, Key, State};
 use crate::step::{Kind, Step, Steps};
-use crate::{archive, cutter, faults, opener, recall, release};
+use crate::{archive, cutter, faults, net, opener, recall, release};
 
 /// What an enumeration found.
 #[derive(Debug)]
@@ -70,6 +70,7 @@ fn successors(setup: &Setup, from: State, found: &mut Vec<Step>) {
     recall::steps(setup, &mut Steps { from, found });
     release::steps(setup, &mut Steps { from, found });
     archive::steps(setup, &mut Steps { from, found });
+    net::steps(setup, &mut Steps { from, found });
     faults::kernel_steps(setup, &mut Steps { from, found });
     faults::steps(setup, &mut Steps { from, found });
 }

@@ -3,7 +3,9 @@
 use crate::recall::deny_all;
 use crate::release::marked;
 use crate::setup::{Mutant, Setup, Tier};
-use crate::state::{Archive, At, Cached, Cut, Cutter, Item, Job, Lease, NOTHING, Opener, State};
+use crate::state::{
+    Archive, At, Cached, Cut, Cutter, Item, Job, Lease, NOTHING, Net, Opener, State,
+};
 use crate::step::Steps;
 
 const FAULT: &str = "fault";
@@ -106,6 +108,7 @@ fn starts(setup: &Setup, out: &mut Steps<'_>) {
 /// Intents are recovered before the first event is taken.
 fn start(setup: &Setup, state: &mut State) {
     state.agent.engine = true;
+    state.net = Net::Armed;
     if !setup.is(Mutant::NoSyncAtStart) {
         state.file.sync();
     }

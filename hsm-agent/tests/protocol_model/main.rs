@@ -2,7 +2,7 @@
 //! that can be reached looked at: `docs/PROTOCOL-MODEL.md` has what is assumed, and what was found.
 //!
 //! [`state`] is one state, and what must hold in each. [`opener`], [`cutter`], [`recall`], [`release`],
-//! [`archive`] and [`faults`] have the steps, one for each that the code takes; they are named as there. [`explore`] goes
+//! [`archive`], [`net`] and [`faults`] have the steps, one for each that the code takes; they are named as there. [`explore`] goes
 //! through them, breadth first. A [`setup::Mutant`] is a rule that is left out: the model must find what
 //! it is for.
 //!
@@ -14,6 +14,7 @@ mod cutter;
 mod explore;
 mod faults;
 mod mutants;
+mod net;
 mod opener;
 mod recall;
 mod release;
@@ -90,6 +91,17 @@ fn two_readers_and_two_crashes() {
 fn as_built_in_tier_mark_filter() {
     holds(&Setup::new(Tier::MarkFilter).readers(2));
     holds(&Setup::new(Tier::MarkFilter).crashes(2));
+}
+
+/// `guard_post_open` comes and goes.
+#[test]
+fn the_second_net_is_there_when_it_matters() {
+    for tier in [Tier::LsmFilter, Tier::MarkFilter, Tier::Guarded] {
+        holds(&Setup::new(tier).disarms());
+        holds(&Setup::new(tier).writes(0).readers(2).disarms());
+        holds(&Setup::new(tier).writes(0).crashes(2).disarms());
+    }
+    holds(&Setup::new(Tier::LsmFilter).crashes(2).disarms());
 }
 
 /// Kernel programs stand before the cut itself, however long it has been on its way.

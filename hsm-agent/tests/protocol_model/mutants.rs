@@ -130,6 +130,32 @@ fn no_guard_post_open() {
     fails(&lsm_filter().without(&[Mutant::NoPostOpen]), HOLES);
 }
 
+/// Who waits for fanotify's answer when holder and engine die is let pass by the kernel, and there is nobody who looks again.
+#[test]
+fn the_second_net_is_detached_while_somebody_is_in_flight() {
+    for tier in [Tier::LsmFilter, Tier::Guarded] {
+        let setup = Setup::new(tier).writes(0).disarms();
+        fails(&setup.without(&[Mutant::DisarmBlindly]), HOLES);
+        fails(&setup.without(&[Mutant::CountAfterLook]), HOLES);
+        fails(&setup.without(&[Mutant::PassUnarmed]), HOLES);
+    }
+}
+
+/// Who passed as online waits for the lease of a release; it dies with the agent, the marker stays.
+#[test]
+fn the_second_net_is_not_there_for_a_release() {
+    let setup = lsm_filter().disarms();
+    for mutant in [&[Mutant::ReleaseUnarmed], &[Mutant::DisarmDuringRelease]] {
+        fails(&setup.without(mutant), LOST);
+    }
+}
+
+/// Recovery cannot finish a release because of him, and leaves it open.
+#[test]
+fn the_second_net_is_detached_over_a_release_that_is_left_open() {
+    fails(&lsm_filter().crashes(2).disarms().without(&[Mutant::DisarmOverOpenRelease]), LOST);
+}
+
 /// Holder and engine die, and a new agent serves before an opener comes to `guard_post_open`: it was not asked.
 #[test]
 fn guard_post_open_believes_a_server_that_was_not_asked() {

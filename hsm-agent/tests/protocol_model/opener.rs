@@ -5,7 +5,7 @@
 //! they are in guard mode.
 
 use crate::setup::{Mutant, Setup, Tier};
-use crate::state::{At, Cached, NOTHING, Opener, State};
+use crate::state::{At, Cached, NOTHING, Net, Opener, State};
 use crate::step::Steps;
 
 const NAMES: [&str; 3] = ["reader A", "reader B", "writer"];
@@ -20,6 +20,7 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>, who: usize) {
         At::Counted => program.guard_open(),
         At::Looking => program.look(false),
         At::WantsWatch => program.wait_for_watch(),
+        At::WantsNet => program.wait_for_net(),
         At::BeforeFanotify => program.fanotify(),
         At::Asked | At::AskedContent => program.give_up(),
         At::BeforeLease => program.break_lease(),
@@ -115,21 +116,48 @@ impl Program<'_, '_> {
         let from = &self.out.from;
         let (watched, holder) = (from.is_watched(), from.agent.holder);
         match self.setup.tier {
-            Tier::LsmFilter | Tier::MarkFilter if watched => {
-                self.go(At::BeforeFanotify, what, |_| {});
-            }
+            Tier::LsmFilter | Tier::MarkFilter if watched => self.pass(what),
             Tier::LsmFilter | Tier::MarkFilter if holder => self.go(At::WantsWatch, what, |_| {}),
-            Tier::Guarded if holder => {
-                let who = self.who;
-                self.go(At::BeforeFanotify, what, |s| s.openers_mut()[who].vouched = true);
-            }
+            Tier::Guarded if holder => self.pass(what),
             _ => self.refused("guard_open: marked, and nobody serves: EAGAIN"),
+        }
+    }
+
+    /// A marked file: counted, so that the second net stays.
+    fn pass(&mut self, what: &'static str) {
+        let (who, late) = (self.who, self.setup.is(Mutant::CountAfterLook));
+        let at = if self.setup.disarms { At::WantsNet } else { At::BeforeFanotify };
+        let (counted, vouched) = (self.setup.disarms && !late, self.setup.tier == Tier::Guarded);
+        self.go(at, what, |s| {
+            let opener = &mut s.openers_mut()[who];
+            (opener.counted, opener.vouched) = (counted, vouched);
+        });
+    }
+
+    fn wait_for_net(&mut self) {
+        let (who, from) = (self.who, &self.out.from);
+        let (net, agent) = (from.net, from.agent);
+        if self.opener.saw {
+            self.go(At::BeforeFanotify, "guard_open: counts itself", |s| {
+                s.openers_mut()[who].counted = true;
+            });
+        } else if net == Net::Armed && self.setup.is(Mutant::CountAfterLook) {
+            self.go(At::WantsNet, "guard_open: sees that the second net is armed", |s| {
+                s.openers_mut()[who].saw = true;
+            });
+        } else if net == Net::Armed || self.setup.is(Mutant::PassUnarmed) {
+            self.go(At::BeforeFanotify, "guard_open: passes, counted", |_| {});
+        } else if !agent.holder {
+            self.refused("guard_open: not armed, and nobody serves: EAGAIN");
+        } else if net == Net::Gone || !agent.engine {
+            // An engine that is about to detach it has the lock.
+            self.out.progress("holder", "arms", |s| s.net = Net::Armed);
         }
     }
 
     fn wait_for_watch(&mut self) {
         if self.out.from.is_watched() {
-            self.go(At::BeforeFanotify, "guard_open: sees the watch", |_| {});
+            self.pass("guard_open: sees the watch");
         } else if self.out.from.agent.holder {
             self.out.progress("holder", "puts a watch on the inode", |s| s.watch = true);
         } else {
@@ -161,7 +189,8 @@ impl Program<'_, '_> {
             let what = "breaks the archive job's lease and waits";
             self.go(At::BeforeLease, what, |s| s.archive_lease = archive.breaking());
         } else if !job.conflicts(writes) && !archive.conflicts(writes) {
-            let guarded = self.setup.programs() && !self.setup.is(Mutant::NoPostOpen);
+            let attached = self.out.from.net != Net::Gone && !self.setup.is(Mutant::NoPostOpen);
+            let guarded = self.setup.programs() && attached;
             let at = if guarded { At::BeforePost } else { At::Open };
             self.go(at, "no lease is in the way", |_| {});
         }

@@ -7,7 +7,7 @@
 
 use crate::recall::pass_over;
 use crate::setup::{Mutant, Setup, Tier};
-use crate::state::{Archive, Job, Lease, NOTHING, State};
+use crate::state::{Archive, Job, Lease, NOTHING, Net, State};
 use crate::step::Steps;
 
 const RELEASE: &str = "release";
@@ -30,7 +30,7 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>) {
         );
     }
     match agent.job {
-        Job::Idle => begin(out),
+        Job::Idle => begin(setup, out),
         Job::ReleasePassOver
         | Job::ReleaseWatch
         | Job::ReleaseLease
@@ -46,12 +46,19 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>) {
     }
 }
 
-fn begin(out: &mut Steps<'_>) {
+fn begin(setup: &Setup, out: &mut Steps<'_>) {
     let agent = out.from.agent;
+    if out.from.net == Net::Cleared {
+        // Waits until the second net is detached, or armed again.
+        return;
+    }
     // An engine tells one release from the next by its intent; one slot is enough here.
     let free = agent.archive == Archive::Idle && !agent.finished;
     if agent.holder && free && out.from.left.releases > 0 && !out.from.is_marked() {
-        out.whim(RELEASE, "step 1: claims the file", |s| {
+        out.whim(RELEASE, "step 1: arms, and claims the file", |s| {
+            if !setup.is(Mutant::ReleaseUnarmed) {
+                s.net = Net::Armed;
+            }
             s.left.releases -= 1;
             s.cutter.promised = false;
             s.agent.job = Job::ReleasePassOver;

@@ -50,6 +50,18 @@ pub(crate) enum Mutant {
     NoPostOpen,
     /// Programs: `guard_post_open` passes what any server answers for, not only the one of `guard_open`.
     AnyServer,
+    /// Programs: the second net is detached although somebody is in flight.
+    DisarmBlindly,
+    /// Programs: an opener looks whether the second net is armed, and counts himself then.
+    CountAfterLook,
+    /// Programs: an opener passes a marked file whether or not the second net is armed.
+    PassUnarmed,
+    /// Release: the second net is not armed.
+    ReleaseUnarmed,
+    /// Release: the second net may be detached meanwhile.
+    DisarmDuringRelease,
+    /// Recovery: the second net may be detached while a release is left open.
+    DisarmOverOpenRelease,
     /// Programs: the marker is looked at before `seq` is.
     LookBeforeSeq,
     /// Holder: an engine that died is not started again.
@@ -95,6 +107,8 @@ pub(crate) struct Setup {
     pub(crate) left: Left,
     /// Holder and engine may die together, without the machine.
     pub(crate) both_die: bool,
+    /// The second net is taken away when nobody needs it.
+    pub(crate) disarms: bool,
     pub(crate) mutants: &'static [Mutant],
 }
 
@@ -107,6 +121,7 @@ impl Setup {
             cutter: None,
             left,
             both_die: tier != Tier::UserFilter,
+            disarms: false,
             mutants: &[],
         }
     }
@@ -137,6 +152,10 @@ impl Setup {
 
     pub(crate) fn an_agent_lives(self) -> Self {
         Self { both_die: false, ..self }
+    }
+
+    pub(crate) fn disarms(self) -> Self {
+        Self { disarms: true, ..self }
     }
 
     pub(crate) fn without(self, mutants: &'static [Mutant]) -> Self {

@@ -177,6 +177,17 @@ pub(crate) enum Cached {
     Marked,
 }
 
+/// `guard_post_open`, the second net.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Net {
+    /// Attached, and `ARMED` says so.
+    Armed,
+    /// Attached, and `ARMED` does not say so.
+    Cleared,
+    /// Not attached.
+    Gone,
+}
+
 /// Where a program is that opens the file, in the order of `do_dentry_open`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum At {
@@ -188,6 +199,8 @@ pub(crate) enum At {
     Looking,
     /// `guard_open` waits for a watch.
     WantsWatch,
+    /// `guard_open` is about to look whether the second net is armed, or waits for that.
+    WantsNet,
     /// Past `guard_open`.
     BeforeFanotify,
     /// In fanotify, waits for an answer.
@@ -216,8 +229,10 @@ pub(crate) struct Opener {
     pub(crate) at: At,
     /// `seq` has changed since it was read.
     pub(crate) stale: bool,
-    /// Mutant: the marker was there, when it was looked at too early.
+    /// Mutants: the marker was there, or the second net armed, when that was looked at too early.
     pub(crate) saw: bool,
+    /// It is in `IN_FLIGHT`.
+    pub(crate) counted: bool,
     /// Guard mode: `guard_open` has let it pass a marked file, and the holder that served then lives.
     pub(crate) vouched: bool,
 }
@@ -227,7 +242,7 @@ impl Opener {
     pub(crate) const GONE: Self = Self::at(At::Gone);
 
     pub(crate) const fn at(at: At) -> Self {
-        Self { at, stale: false, saw: false, vouched: false }
+        Self { at, stale: false, saw: false, counted: false, vouched: false }
     }
 
     /// Whether the inode's open count includes it.
@@ -246,13 +261,15 @@ impl Opener {
 
     /// Waits for somebody else.
     pub(crate) fn waits(self) -> bool {
-        matches!(self.at, At::Asked | At::AskedContent | At::WantsWatch | At::BeforeLease)
+        let here = self.is_asked() || self.at == At::BeforeLease;
+        here || matches!(self.at, At::WantsWatch | At::WantsNet)
     }
 
     /// Goes on within the same open.
     pub(crate) fn on(self, at: At) -> Self {
         let opens = Self::at(at);
-        Self { vouched: self.vouched && opens.counts() && !opens.has_opened(), ..opens }
+        let within = opens.counts() && !opens.has_opened();
+        Self { counted: self.counted && within, vouched: self.vouched && within, ..opens }
     }
 
     /// The kernel lets it go on.
@@ -393,7 +410,7 @@ pub(crate) enum Job {
 }
 
 impl Job {
-    /// For packing: a number below 64.
+    /// For packing: a number below 42.
     fn number(self) -> u64 {
         match self {
             Self::Idle => 0,
@@ -543,6 +560,7 @@ pub(crate) struct State {
     /// Tier mark-filter: the inode is in HELD.
     pub(crate) held: bool,
     pub(crate) cached: Cached,
+    pub(crate) net: Net,
     /// The lease of [`Agent::job`].
     pub(crate) lease: Lease,
     /// The lease of [`Agent::archive`].
@@ -573,6 +591,7 @@ impl State {
             watch: false,
             held: false,
             cached: Cached::None,
+            net: Net::Armed,
             lease: Lease::None,
             archive_lease: Lease::None,
             agent: Agent {
@@ -695,61 +714,63 @@ impl State {
         self
     }
 
-    /// The state as a number. The widths are those of the values, so that no two states share one.
+    /// The state as a number. Each digit has a base of its own, so that no two states share one.
     pub(crate) fn key(&self) -> Key {
-        let mut bits = Bits::default();
+        let mut digits = Digits::default();
         let file = &self.file;
-        bits.push(file.meta.number().into(), 7);
-        bits.push(file.cut.into(), 2);
+        digits.push(file.meta.number().into(), 128);
+        digits.push(file.cut.into(), 4);
         for item in file.chunk {
-            bits.push(item.now.into(), 2);
-            bits.push(item.device.into(), 4);
+            digits.push(item.now.into(), 4);
+            digits.push(item.device.into(), 16);
         }
         for set in [file.truth[0], file.truth[1], file.legal[0], file.legal[1]] {
-            bits.push(set.into(), 4);
+            digits.push(set.into(), 16);
         }
         for object in self.objects {
             let [a, b] = object.unwrap_or([NOTHING; 2]);
-            bits.push(a.into(), 2);
-            bits.push(b.into(), 2);
+            digits.push(a.into(), 4);
+            digits.push(b.into(), 4);
         }
-        bits.push(self.newest.into(), 2);
-        bits.push(self.watch.into(), 1);
-        bits.push(self.held.into(), 1);
-        bits.push(self.cached as u64, 2);
-        bits.push(self.lease as u64, 3);
-        bits.push(self.archive_lease as u64, 3);
+        digits.push(self.newest.into(), 4);
+        digits.push(self.watch.into(), 2);
+        digits.push(self.held.into(), 2);
+        digits.push(self.cached as u64, 3);
+        digits.push(self.net as u64, 3);
+        digits.push(self.lease as u64, 5);
+        digits.push(self.archive_lease as u64, 5);
         let agent = &self.agent;
-        bits.push(agent.holder.into(), 1);
-        bits.push(agent.engine.into(), 1);
-        bits.push(agent.job.number(), 6);
-        bits.push(agent.object.into(), 2);
-        bits.push(agent.times.into(), 2);
-        bits.push(agent.bulk.into(), 1);
-        bits.push(agent.clean.into(), 1);
-        bits.push(agent.archive.number(), 4);
-        bits.push(agent.snapshot.into(), 2);
-        bits.push(agent.copy[0].into(), 2);
-        bits.push(agent.copy[1].into(), 2);
-        bits.push(agent.intent.now.into(), 1);
-        bits.push(agent.intent.device.into(), 2);
-        bits.push(agent.finished.into(), 1);
-        bits.push(agent.row.into(), 1);
-        bits.push(agent.vouched.into(), 1);
+        digits.push(agent.holder.into(), 2);
+        digits.push(agent.engine.into(), 2);
+        digits.push(agent.job.number(), 42);
+        digits.push(agent.object.into(), 4);
+        digits.push(agent.times.into(), 4);
+        digits.push(agent.bulk.into(), 2);
+        digits.push(agent.clean.into(), 2);
+        digits.push(agent.archive.number(), 9);
+        digits.push(agent.snapshot.into(), 4);
+        digits.push(agent.copy[0].into(), 4);
+        digits.push(agent.copy[1].into(), 4);
+        digits.push(agent.intent.now.into(), 2);
+        digits.push(agent.intent.device.into(), 4);
+        digits.push(agent.finished.into(), 2);
+        digits.push(agent.row.into(), 2);
+        digits.push(agent.vouched.into(), 2);
         for opener in self.openers() {
-            bits.push(opener.at as u64, 4);
-            bits.push(opener.stale.into(), 1);
-            bits.push(opener.saw.into(), 1);
-            bits.push(opener.vouched.into(), 1);
+            digits.push(opener.at as u64, 15);
+            digits.push(opener.stale.into(), 2);
+            digits.push(opener.saw.into(), 2);
+            digits.push(opener.counted.into(), 2);
+            digits.push(opener.vouched.into(), 2);
         }
-        bits.push(self.cutter.at as u64, 4);
-        bits.push(self.cutter.stale.into(), 1);
-        bits.push(self.cutter.promised.into(), 1);
+        digits.push(self.cutter.at as u64, 12);
+        digits.push(self.cutter.stale.into(), 2);
+        digits.push(self.cutter.promised.into(), 2);
         let left = &self.left;
         for budget in [left.writes, left.releases, left.archives, left.crashes] {
-            bits.push(budget.into(), 2);
+            digits.push(budget.into(), 3);
         }
-        (bits.value, self.file.journal)
+        (digits.value, self.file.journal)
     }
 
     /// What is wrong with this state. `strict`: data that is there and is denied for ever counts.
@@ -791,17 +812,22 @@ impl State {
 }
 
 /// Packs small numbers.
-#[derive(Default)]
-struct Bits {
+struct Digits {
     value: u128,
-    used: u32,
+    /// One more than the largest value that there can be.
+    base: u128,
 }
 
-impl Bits {
-    fn push(&mut self, value: u64, width: u32) {
-        assert!(value < 1 << width, "{value} needs more than {width} bits");
-        self.value |= u128::from(value) << self.used;
-        self.used += width;
-        assert!(self.used <= u128::BITS, "the state is too large");
+impl Default for Digits {
+    fn default() -> Self {
+        Self { value: 0, base: 1 }
+    }
+}
+
+impl Digits {
+    fn push(&mut self, value: u64, base: u64) {
+        assert!(value < base, "{value} is no digit to base {base}");
+        self.value += u128::from(value) * self.base;
+        self.base = self.base.checked_mul(base.into()).expect("the state is small enough");
     }
 }

@@ -13,7 +13,7 @@ use hsm_agent::bpf::Maps;
 use hsm_agent::sys::fanotify::{self, Class, EventMask, Group, GroupOptions, MarkTarget, Verdict};
 use hsm_common::filter::Counter;
 use hsm_lab::run::kill;
-use hsm_lab::{Agent, Run, Tier, patience};
+use hsm_lab::{Agent, PoolConfig, Run, Tier, patience};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -41,6 +41,7 @@ cases! {
     truncation_by_path_recalls_first,
     unpinned_programs_guard_no_more,
     a_burst_of_openers_is_served,
+    the_second_look_is_there_when_it_is_needed with quiet_soon,
 }
 
 /// A counter of the pool, or of the kernel programs.
@@ -591,4 +592,92 @@ fn a_burst_of_openers_is_served(pool: &mut Pool) -> Result<()> {
         program_count(pool, "wait_turns")?
     );
     Ok(())
+}
+
+/// Longer than it takes to ask, in a slow guest too.
+const QUIET: Duration = Duration::from_secs(3);
+
+fn quiet_soon(config: &mut PoolConfig) {
+    let quiet = QUIET.as_millis().to_string();
+    config.environment.push(("HSM_SECOND_NET_QUIET_MS".into(), quiet));
+}
+
+/// What `hsm guard status` says of the second net: whether it is attached, and how many it is attached for.
+fn second_net(pool: &Pool) -> Result<(bool, u64)> {
+    let status = pool.hsm.command(["--json", "guard", "status"]).ok()?;
+    let status: serde_json::Value = serde_json::from_str(&status.text())?;
+    let net = status.pointer("/second_net").and_then(|net| net.as_str()).context("no net")?;
+    let in_flight = status.pointer("/in_flight").and_then(|n| n.as_u64()).context("no number")?;
+    ensure!(matches!(net, "armed" | "on demand"), "{net}");
+    Ok((net == "armed", in_flight))
+}
+
+fn until_detached(pool: &Pool) -> Result<()> {
+    until(Duration::from_secs(20), || Ok(second_net(pool)? == (false, 0)))
+        .context("the second program stays attached")
+}
+
+/// A program whose open of the file is refused, and that lives on and opens nothing else: what it opens next may
+/// have the same address in the kernel, and is taken for the end of this one.
+fn refused_for_life(pool: &mut Pool, path: &Path) -> Result<hsm_lab::run::Running> {
+    let program = "import sys, time\ntry:\n    open(sys.argv[1], 'rb')\nexcept OSError:\n    \
+                   time.sleep(1000)";
+    let begin = pool.agent()?.log().len();
+    let running = Run::new("/usr/bin/python3").args(["-c", program]).args([path]).start()?;
+    says(pool.agent()?, begin, "recall failed")?;
+    Ok(running)
+}
+
+fn the_second_look_is_there_when_it_is_needed(pool: &mut Pool) -> Result<()> {
+    let files: Vec<Sample> =
+        (0..4).map(|i| pool.offline_file(format!("f{i}"), MIB)).collect::<Result<_>>()?;
+    let (lost, object) = pool.offline_with_object("lost", MIB)?;
+    let online = pool.file("online", MIB)?;
+    until_detached(pool)?;
+    online.check()?;
+    ensure!(!second_net(pool)?.0, "the open of a local file attached it");
+    // An open of an offline file waits until it is back.
+    let begin = Instant::now();
+    files[0].check()?;
+    eprintln!(
+        "open and read of an offline file with the second program detached: {:.1?}",
+        begin.elapsed()
+    );
+    ensure!(second_net(pool)?.0, "an offline file was opened without it");
+    until_detached(pool)?;
+    // So does a release.
+    pool.hsm.must("release", [&files[0]])?;
+    ensure!(second_net(pool)?.0, "a file was released without it");
+    // Whose open was refused is thought to be under way until its thread ends.
+    let away = pool.outside("object-away");
+    fs::rename(&object, &away)?;
+    let mut refused = refused_for_life(pool, &lost.path)?;
+    fs::rename(&away, &object)?;
+    thread::sleep(2 * QUIET);
+    ensure!(second_net(pool)? == (true, 1), "{:?}", second_net(pool)?);
+    refused.kill();
+    until_detached(pool)?;
+    // An agent that is killed now leaves programs that refuse.
+    kill_agent(pool)?;
+    again(File::open(&files[2].path)).context("without an agent")?;
+    online.check()?;
+    ensure!(second_net(pool)? == (false, 0), "{:?}", second_net(pool)?);
+    pool.start()?;
+    ensure!(second_net(pool)?.0, "an agent begins without it");
+    files[2].check()?;
+    until_detached(pool)?;
+    // One that dies while an opener waits for it.
+    let holder = pool.agent()?.holder();
+    kill(holder, Signal::STOP);
+    let opener = Run::new("cat").args([&files[3].path]).start()?;
+    let maps = Maps::open(&pool.config.bpf_dir)?.context("no programs are pinned")?;
+    let waits = until(Duration::from_millis(900), || Ok(maps.waiting()? == 1));
+    kill_agent(pool)?;
+    let out = opener.finish()?;
+    waits?;
+    ensure!(out.code() != 0 && out.stdout.is_empty(), "{}", out.describe());
+    ensure!(out.describe().contains("temporarily unavailable"), "{}", out.describe());
+    ensure!(second_net(pool)? == (false, 0), "{:?}", second_net(pool)?);
+    pool.start()?;
+    files.iter().chain([&lost]).try_for_each(Sample::check)
 }
