@@ -79,8 +79,7 @@ fn guest(options: &Options) -> Result<ExitCode> {
     let program = std::env::current_exe()?.display().to_string();
     let [tier, fs] = [options.tier.name(), options.fs.name()];
     let command = [&program, "build-project", "--inside-guest", "--tier", tier, "--fs", fs];
-    let mut job = job(command.map(str::to_owned).to_vec())?;
-    job.env.push(("HSM_SLOW".to_owned(), guest.slowness().to_string()));
+    let job = job(command.map(str::to_owned).to_vec())?;
     let outcome = guest.run(&job, None, &mut |which, bytes| {
         // A closed pipe of ours ends nothing in the guest.
         let _ = match which {

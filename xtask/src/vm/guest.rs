@@ -63,8 +63,8 @@ impl<'a> Guest<'a> {
         Ok(Self { machine, vm, console_log, stop })
     }
 
-    /// How many times slower than the host the guest is, for time limits.
-    pub(crate) fn slowness(&self) -> u32 {
+    /// How many times slower than the host the guest is, for time limits (`HSM_SLOW`).
+    fn slowness(&self) -> u32 {
         let translated = if self.vm.accel == Accel::Tcg { 5 } else { 1 };
         translated * if self.machine.debug { 3 } else { 1 }
     }
@@ -82,17 +82,21 @@ impl<'a> Guest<'a> {
         job_dir: Option<&Path>,
         output: &mut dyn FnMut(Output, &[u8]),
     ) -> Result<Outcome> {
-        let outcome = self.once(job, job_dir, output)?;
-        if outcome.end != End::NoUserSpace {
-            return Ok(outcome);
-        }
-        let limit = self.vm.boot_limit;
-        if self.vm.accel == Accel::Kvm && self.machine.accel.is_none() {
-            note(&format!("THE GUEST DID NOT BOOT with KVM within {limit:?}; now with TCG"));
+        let first = self.once(job, job_dir, output);
+        let may_be_kvm = self.vm.accel == Accel::Kvm && self.machine.accel.is_none();
+        let why = match first {
+            Ok(outcome) if outcome.end != End::NoUserSpace => return Ok(outcome),
+            Ok(_) => format!("within {:?}", self.vm.boot_limit),
+            // QEMU itself may die of a KVM that does not do what it says.
+            Err(error) if may_be_kvm => format!("({error:#})"),
+            Err(error) => return Err(error),
+        };
+        if may_be_kvm {
+            note(&format!("THE GUEST DID NOT BOOT with KVM {why}; now with TCG"));
             remember_that_kvm_fails()?;
             self.vm.accel = Accel::Tcg;
         } else {
-            note(&format!("THE GUEST DID NOT BOOT within {limit:?}; killed, trying once more"));
+            note(&format!("THE GUEST DID NOT BOOT {why}; killed, trying once more"));
         }
         self.once(job, job_dir, output)
     }
@@ -103,6 +107,8 @@ impl<'a> Guest<'a> {
         job_dir: Option<&Path>,
         output: &mut dyn FnMut(Output, &[u8]),
     ) -> Result<Outcome> {
+        let mut job = job.clone();
+        job.env.push(("HSM_SLOW".to_owned(), self.slowness().to_string()));
         let log = &self.console_log;
         let mut console = BufWriter::new(File::create(log)?);
         let base = std::env::var_os("HSM_LAB_DIR").map_or("/var/tmp".into(), PathBuf::from);
@@ -118,7 +124,7 @@ impl<'a> Guest<'a> {
             output(which, bytes);
         };
         let mut session = Session { base: &base, job_dir, stop: &self.stop, output: &mut sink };
-        let outcome = self.vm.run(job, &mut session)?;
+        let outcome = self.vm.run(&job, &mut session)?;
         problem.map_or(Ok(()), Err).with_context(|| log.display().to_string())?;
         console.flush()?;
         if !worth_keeping(&outcome) {

@@ -81,7 +81,6 @@ impl Part<'_> {
         command.extend(self.arguments.iter().cloned());
         let mut job = guest::job(command)?;
         job.env.push(("HSM_TIER".to_owned(), self.tier.name().to_owned()));
-        job.env.push(("HSM_SLOW".to_owned(), guest.slowness().to_string()));
         job.env.push(("HSM_REQUIRE_LSM".to_owned(), "1".to_owned()));
         if self.tier == Tier::MarkFilter {
             job.env.push(("HSM_REQUIRE_FILTER".to_owned(), "1".to_owned()));
