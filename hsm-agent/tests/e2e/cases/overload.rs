@@ -114,7 +114,7 @@ fn a_recall_storm_of_one_user_does_not_hold_up_another(pool: &mut Pool) -> Resul
     // In one queue with the others, the first of these would have waited for all that came before it. As it is,
     // each takes as long as one of the storm's, of which a dozen are done at once; the rest of the limit is for a
     // reader that is late for other reasons.
-    ensure!(passed < WAITING / 2, "{passed} recalls came before {QUIETLY} of the quiet user");
+    ensure!(passed < WAITING * 3 / 4, "{passed} recalls came before {QUIETLY} of the quiet user");
     storm.finish()?.all_right(STORM)
 }
 
