@@ -93,12 +93,14 @@ fn a_filter_needs_the_guard(lab: &Lab) -> Result<()> {
 }
 
 fn online_files_raise_nothing(lab: &Lab) -> Result<()> {
-    const TIMES: u32 = 10_000;
+    const OPENS: u32 = 10_000;
+    const READS_EACH: u64 = 10;
     let path = lab.file("online")?;
     let watch = Watch::begin(lab, "pool")?;
     let independent = Watch::begin(lab, "independent")?;
-    for _ in 0..TIMES {
-        read_byte(&File::open(&path)?, 4096)?;
+    for _ in 0..OPENS {
+        let file = File::open(&path)?;
+        (0..READS_EACH).try_for_each(|page| read_byte(&file, page % 4 * 4096))?;
     }
     assert_errno(READ, &path, 0)?;
     assert_errno(WRITE, &path, 0)?;
