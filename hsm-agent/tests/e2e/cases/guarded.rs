@@ -595,7 +595,7 @@ fn a_burst_of_openers_is_served(pool: &mut Pool) -> Result<()> {
 }
 
 /// Longer than it takes to ask, in a slow guest too.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(6);
 
 fn quiet_soon(config: &mut PoolConfig) {
     let quiet = QUIET.as_millis().to_string();
