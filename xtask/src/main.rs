@@ -23,6 +23,7 @@ mod overload;
 mod power_cuts;
 mod process;
 mod report;
+mod results;
 mod setup;
 mod steps;
 mod suites;

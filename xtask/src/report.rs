@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::results::Results;
+
 /// How a suite ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -9,10 +11,8 @@ pub(crate) enum Verdict {
     Ran {
         /// Its exit code was 0.
         ok: bool,
-        /// Tests that passed.
-        passed: u64,
-        /// Tests that failed.
-        failed: u64,
+        /// What its tests said.
+        results: Results,
     },
     /// It could not run, and why.
     NotRun(String),
@@ -44,7 +44,7 @@ impl Report {
     /// Whether every suite that was asked for ran and passed.
     pub(crate) fn ok(&self) -> bool {
         self.0.iter().all(|suite| match suite.verdict {
-            Verdict::Ran { ok, failed, .. } => ok && failed == 0,
+            Verdict::Ran { ok, ref results } => ok && results.failed == 0,
             Verdict::NotRun(_) => false,
             Verdict::NotAsked(_) => true,
         })
@@ -53,20 +53,33 @@ impl Report {
     /// Tests that passed and failed, over all suites. A suite that failed without a failing test
     /// (it did not build, it crashed, it left something behind) counts as one.
     pub(crate) fn totals(&self) -> (u64, u64) {
-        self.0.iter().fold((0, 0), |(p, f), suite| match suite.verdict {
-            Verdict::Ran { ok, passed, failed } => (p + passed, f + failed.max(u64::from(!ok))),
+        self.0.iter().fold((0, 0), |(p, f), suite| match &suite.verdict {
+            Verdict::Ran { ok, results } => {
+                (p + results.passed, f + results.failed.max(u64::from(!ok)))
+            }
             Verdict::NotRun(_) => (p, f + 1),
             Verdict::NotAsked(_) => (p, f),
         })
     }
 
-    /// The summary, with the plain closing line at its end.
+    /// What failed and why, once more: whoever keeps only the end of the output has it. Then the summary, with
+    /// the plain closing line at its end.
     pub(crate) fn render(&self) -> String {
-        let mut text = String::from("\nSummary\n");
+        let mut text = String::new();
+        for suite in &self.0 {
+            let Verdict::Ran { results, .. } = &suite.verdict else { continue };
+            if !results.failures.is_empty() {
+                text += &format!("\nFailures of {}\n  ", suite.name);
+                text += &results.failures.join("\n  ");
+                text += "\n";
+            }
+        }
+        text += "\nSummary\n";
         for suite in &self.0 {
             let seconds = suite.elapsed.as_secs_f64();
             let line = match &suite.verdict {
-                Verdict::Ran { ok, passed, failed } => {
+                Verdict::Ran { ok, results } => {
+                    let Results { passed, failed, .. } = results;
                     let word = if *ok { "ok" } else { "FAILED" };
                     format!("{word:<7} {passed} passed, {failed} failed ({seconds:.0} s)")
                 }
@@ -84,33 +97,18 @@ impl Report {
     }
 }
 
-/// Adds the numbers of a line `test result: ok. 3 passed; 1 failed; ...` to `counts`.
-pub(crate) fn count(line: &str, counts: &mut (u64, u64)) {
-    let Some(rest) = line.trim().strip_prefix("test result: ") else { return };
-    let number = |word: &str| -> u64 {
-        let part = rest.split([';', '.']).find_map(|part| part.trim().strip_suffix(word));
-        part.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
-    };
-    counts.0 += number(" passed");
-    counts.1 += number(" failed");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn result_lines_are_counted() {
-        let mut counts = (1, 0);
-        count("test result: FAILED. 10 passed; 2 failed; 1 ignored; 0 measured", &mut counts);
-        count("test foo ... ok", &mut counts);
-        assert_eq!(counts, (11, 2));
+    fn ran(ok: bool) -> Verdict {
+        Verdict::Ran { ok, results: Results::of("test result: ok. 5 passed; 0 failed") }
     }
 
     #[test]
     fn a_suite_that_did_not_run_is_shouted_and_fails() {
         let mut report = Report::default();
-        report.push("unit", Verdict::Ran { ok: true, passed: 5, failed: 0 }, Duration::ZERO);
+        report.push("unit", ran(true), Duration::ZERO);
         assert!(report.ok());
         report.push("end-to-end", Verdict::NotRun("needs root".into()), Duration::ZERO);
         assert!(!report.ok());
@@ -122,8 +120,21 @@ mod tests {
     #[test]
     fn a_suite_that_died_counts_as_a_failure() {
         let mut report = Report::default();
-        report.push("unit", Verdict::Ran { ok: false, passed: 5, failed: 0 }, Duration::ZERO);
+        report.push("unit", ran(false), Duration::ZERO);
         assert_eq!(report.totals(), (5, 1));
         assert!(!report.ok());
+    }
+
+    #[test]
+    fn what_failed_is_told_again_before_the_summary() {
+        let results = Results::of("---- a ----\nwhy\n\ntest result: FAILED. 1 passed; 1 failed");
+        let mut report = Report::default();
+        report.push("unit", Verdict::Ran { ok: false, results }, Duration::ZERO);
+        let text = report.render();
+        assert!(
+            text.starts_with("\nFailures of unit\n  ---- a ----\n  why\n\nSummary\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("\n1 passed, 1 failed\n"), "{text}");
     }
 }

@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use crate::fuzz::workspace;
 use crate::process::{cargo, root, tee};
-use crate::report::{Report, Verdict, count};
+use crate::report::{Report, Verdict};
+use crate::results::Results;
 use crate::setup;
 use crate::steps::note;
 use crate::{ebpf, vm};
@@ -328,13 +329,13 @@ fn suite(
         command.arg(filter);
     }
     let begin = Instant::now();
-    let mut counts = (0, 0);
-    let ok = tee(&mut command, |line| count(line, &mut counts))?;
-    let (passed, failed) = counts;
-    let verdict = if ok && counts == (0, 0) && options.filter.is_none() && name != "documentation" {
+    let mut results = Results::default();
+    let ok = tee(&mut command, |line| results.line(line))?;
+    let verdict = if ok && results.is_empty() && options.filter.is_none() && name != "documentation"
+    {
         Verdict::NotRun("no test was found in it".to_owned())
     } else {
-        Verdict::Ran { ok, passed, failed }
+        Verdict::Ran { ok, results }
     };
     report.push(name, verdict, begin.elapsed());
     Ok(())

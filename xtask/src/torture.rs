@@ -16,7 +16,8 @@ use clap::Args;
 use hsm_lab::{FsKind, Tier};
 
 use crate::process::{cargo, root, tee};
-use crate::report::{Report, Verdict, count};
+use crate::report::{Report, Verdict};
+use crate::results::Results;
 use crate::{setup, vm};
 
 /// Options of `cargo xtask torture`.
@@ -103,10 +104,10 @@ impl Part<'_> {
         suite.envs(self.settings());
         suite.args(["test", "--quiet", "--package", "hsm-agent", "--test", "e2e", "--"]);
         suite.arg(self.filter());
-        let mut counts = (0, 0);
-        let ok = tee(&mut suite, |line| count(line, &mut counts))?;
-        ensure!(counts != (0, 0), "no case was run");
-        Ok(Verdict::Ran { ok, passed: counts.0, failed: counts.1 })
+        let mut results = Results::default();
+        let ok = tee(&mut suite, |line| results.line(line))?;
+        ensure!(!results.is_empty(), "no case was run");
+        Ok(Verdict::Ran { ok, results })
     }
 
     fn in_guest(&self, name: &str) -> Result<Verdict> {

@@ -12,7 +12,8 @@ use super::command::{INTERRUPTED, pass_through};
 use super::guest::{self, Guest};
 use super::{Machine, Options, binaries};
 use crate::ebpf;
-use crate::report::{Report, Verdict, count};
+use crate::report::{Report, Verdict};
+use crate::results::Results;
 use crate::setup;
 
 /// Builds the suite, boots the guest, counts what passed.
@@ -88,25 +89,25 @@ impl Part<'_> {
         job.env.extend(self.selection.map(|part| ("HSM_CASES".to_owned(), part.to_owned())));
         job.env.extend_from_slice(environment);
         println!("\n==> {}: the same suite as on the host, under a kernel of its own", self.name);
-        let (mut sum, mut lines) = ((0, 0), Lines::default());
+        let (mut results, mut lines) = (Results::default(), Lines::default());
         let outcome = guest.run(&job, None, &mut |which, bytes| {
             pass_through(which, bytes);
             if which == Output::Stdout {
                 lines.bytes(bytes, &mut |line| {
-                    count(line, &mut sum);
+                    results.line(line);
                     each(line);
                 });
             }
         })?;
         println!("==> guest: {}", guest.explain(&outcome));
-        Ok((!guest.interrupted()).then(|| verdict(&outcome, sum)))
+        Ok((!guest.interrupted()).then(|| verdict(&outcome, results)))
     }
 }
 
-fn verdict(outcome: &Outcome, sum: (u64, u64)) -> Verdict {
+fn verdict(outcome: &Outcome, results: Results) -> Verdict {
     match &outcome.end {
-        End::Ended { .. } if sum == (0, 0) => Verdict::NotRun("no test was run".to_owned()),
-        End::Ended { .. } => Verdict::Ran { ok: outcome.ok(), passed: sum.0, failed: sum.1 },
+        End::Ended { .. } if results.is_empty() => Verdict::NotRun("no test was run".to_owned()),
+        End::Ended { .. } => Verdict::Ran { ok: outcome.ok(), results },
         other => Verdict::NotRun(format!("the guest did not get to its end: {other:?}")),
     }
 }
@@ -163,10 +164,10 @@ mod tests {
 
     #[test]
     fn results_that_come_in_pieces_are_counted() {
-        let (mut sum, mut lines) = ((0, 0), Lines::default());
+        let (mut results, mut lines) = (Results::default(), Lines::default());
         for piece in ["test a ... ok\ntest resu", "lt: ok. 3 passed; 1 fai", "led; 0 ignored\n"] {
-            lines.bytes(piece.as_bytes(), &mut |line| count(line, &mut sum));
+            lines.bytes(piece.as_bytes(), &mut |line| results.line(line));
         }
-        assert_eq!(sum, (3, 1));
+        assert_eq!((results.passed, results.failed), (3, 1));
     }
 }
