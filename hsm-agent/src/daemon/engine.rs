@@ -216,7 +216,14 @@ impl Engine {
         for pool in &self.pools {
             let failed =
                 |e| EngineError::Catalog { pool: pool.config.name.clone(), source: Box::new(e) };
-            recover::intents(pool).map_err(failed)?;
+            let left = recover::intents(pool).map_err(failed)?;
+            if !left.is_empty() {
+                let pool = Arc::clone(pool);
+                std::thread::Builder::new()
+                    .name("recovery".into())
+                    .spawn(move || recover::finish(&pool, left))
+                    .map_err(system("no threads"))?;
+            }
         }
         self.prove_watches()?;
         for pool in self.unseen.iter().map(Arc::clone) {

@@ -4,7 +4,8 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -15,27 +16,87 @@ use crate::catalog::{Batch, CatalogError, Intent, IntentOp};
 use crate::core::{FileKey, FileState};
 use crate::failpoint::{Point, reach};
 use crate::marker::{InodeFd, Marker, Owner, Record};
-use crate::release::{PATIENCE, repunch};
+use crate::release::{PATIENCE, Unfinished, repunch};
 use crate::sys::{handle, inode, process};
 
-/// Completes or undoes each open intent. Each step may itself be cut off: it is then repeated.
-pub(super) fn intents(pool: &Arc<Pool>) -> Result<(), CatalogError> {
+/// How soon a release that could not be finished is tried again; each time twice as long, up to [`RARELY`].
+const SOON: Duration = Duration::from_secs(1);
+
+/// At least so often it is tried.
+const RARELY: Duration = Duration::from_secs(60);
+
+/// How long the end of the engine waits for somebody who sleeps between two tries.
+const NAP: Duration = Duration::from_millis(200);
+
+/// Completes or undoes each open intent. Each step may itself be cut off: it is then repeated. Returns the releases
+/// of which somebody uses the file now.
+pub(super) fn intents(pool: &Arc<Pool>) -> Result<Vec<Intent>, CatalogError> {
     let open = pool.catalog.open_intents()?;
     if open.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     tracing::info!(pool = pool.config.name, count = open.len(), "recovering unfinished operations");
     let mut batch = Batch::default();
+    let mut left = Vec::new();
     let patience = Instant::now() + PATIENCE;
-    for intent in &open {
+    for intent in open {
         match intent.what.op {
-            IntentOp::Archive => archive(pool, intent, &mut batch),
-            IntentOp::Release => release(pool, intent, patience, &mut batch),
+            IntentOp::Archive => archive(pool, &intent, &mut batch),
+            IntentOp::Release => match release(pool, &intent, patience, &mut batch) {
+                Next::Done | Next::AtStart => {}
+                Next::Soon { why, name } => {
+                    tracing::warn!(
+                        why, file = %name.display(),
+                        "a release that was cut off is not finished yet; the file is offline, and looked at again soon"
+                    );
+                    left.push(intent);
+                }
+            },
         }
     }
     pool.catalog.commit(&batch)?;
     reach(Point::RecoverCommitted);
-    Ok(())
+    Ok(left)
+}
+
+/// Tries again what [`intents`] left, beside everything else that the engine does: each release is claimed like
+/// any other job, so that no recall and no other job meets it. Until all are through, the second kernel program
+/// stays attached, and what is left of the files' data takes room.
+pub(super) fn finish(pool: &Arc<Pool>, mut left: Vec<Intent>) {
+    let mut pause = SOON;
+    while !left.is_empty() {
+        let next = Instant::now() + pause;
+        while Instant::now() < next {
+            if pool.stopping.load(Ordering::SeqCst) {
+                return;
+            }
+            std::thread::sleep(NAP);
+        }
+        pause = (2 * pause).min(RARELY);
+        let mut batch = Batch::default();
+        left.retain(|intent| {
+            matches!(release(pool, intent, Instant::now(), &mut batch), Next::Soon { .. })
+        });
+        // One that is not noted is looked at again at the next start.
+        if let Err(error) = pool.catalog.commit(&batch) {
+            tracing::error!(%error, pool = pool.config.name, "what was finished is not noted");
+        }
+    }
+}
+
+/// What becomes of an intent.
+enum Next {
+    /// Nothing more.
+    Done,
+    /// Somebody uses the file: looked at again soon.
+    Soon {
+        /// How he was noticed.
+        why: &'static str,
+        /// The file.
+        name: PathBuf,
+    },
+    /// Looked at again at the next start. It is told why.
+    AtStart,
 }
 
 fn candidate(pool: &Pool, intent: &Intent) -> std::io::Result<Candidate> {
@@ -77,17 +138,20 @@ fn archive(pool: &Pool, intent: &Intent, batch: &mut Batch) {
 
 /// No marker, or that of another file: nothing happened. Marker: the file is offline, whatever is left of its data; what
 /// is left is taken away if nobody uses the file now.
-fn release(pool: &Arc<Pool>, intent: &Intent, patience: Instant, batch: &mut Batch) {
+fn release(pool: &Arc<Pool>, intent: &Intent, patience: Instant, batch: &mut Batch) -> Next {
     let file = match candidate(pool, intent) {
         Ok(file) => file,
-        Err(e) if handle::is_stale(&e) => return batch.finished.push(intent.id),
+        Err(e) if handle::is_stale(&e) => {
+            batch.finished.push(intent.id);
+            return Next::Done;
+        }
         Err(error) => {
             tracing::warn!(%error, "an unfinished release is looked at again at the next start");
-            return;
+            return Next::AtStart;
         }
     };
     match pool.attributes.marker(InodeFd::Path(file.path.as_fd())) {
-        Ok(None) => batch.finished.push(intent.id),
+        Ok(None) => {}
         Ok(Some(marker)) if is_foreign(&marker, &file) => {
             // Somebody copied it here; the release never came to set its own. Left open, the intent
             // would be looked at in vain at every start.
@@ -95,21 +159,28 @@ fn release(pool: &Arc<Pool>, intent: &Intent, patience: Instant, batch: &mut Bat
                 file = %file.name.display(), marker = pool.config.marker,
                 "a release of this file was cut off, and now it carries the marker of another file: the release is given up and its data stays. If that data is right, remove the attribute"
             );
-            batch.finished.push(intent.id);
         }
         Ok(Some(_)) => match repunch(pool, &file, patience) {
             Ok(row) => {
                 debug_assert!(matches!(row.state, FileState::Offline | FileState::Partial));
                 batch.upserts.push(row);
-                batch.finished.push(intent.id);
             }
-            Err(why) => tracing::error!(
-                why, file = %file.name.display(),
-                "a release that was cut off is not finished; the file is offline, and looked at again at the next start"
-            ),
+            Err(Unfinished::Busy(why)) => return Next::Soon { why, name: file.name },
+            Err(Unfinished::Refused(why)) => {
+                tracing::error!(
+                    why, file = %file.name.display(),
+                    "a release that was cut off is not finished; the file is offline, and looked at again at the next start"
+                );
+                return Next::AtStart;
+            }
         },
-        Err(error) => tracing::error!(%error, file = %file.name.display(), "not recovered"),
+        Err(error) => {
+            tracing::error!(%error, file = %file.name.display(), "not recovered");
+            return Next::AtStart;
+        }
     }
+    batch.finished.push(intent.id);
+    Next::Done
 }
 
 fn is_foreign(marker: &Marker, file: &Candidate) -> bool {

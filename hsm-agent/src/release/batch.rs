@@ -418,6 +418,17 @@ fn finish(
     }
 }
 
+/// Why a release that was cut off is not finished.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfinished {
+    /// Somebody uses the file now.
+    #[error("{0}")]
+    Busy(&'static str),
+    /// Something else, which does not pass by itself.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// Recovery: finishes a release that stopped between marker and punch, if nobody uses the file.
 /// Waits until `patience` for somebody who has it open. A partial file was released before, and stays. Returns the row for the catalogue, or why the
 /// release is not finished.
@@ -425,31 +436,34 @@ pub fn repunch(
     pool: &Arc<Pool>,
     candidate: &Candidate,
     patience: Instant,
-) -> Result<FileRow, String> {
-    let io = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
-    let claim = pool.claim(&candidate.file, Job::Release).ok_or("somebody waits for the file")?;
+) -> Result<FileRow, Unfinished> {
+    use Unfinished::{Busy, Refused};
+    let io = |what: &'static str| move |e: std::io::Error| Refused(format!("{what}: {e}"));
+    let refused = |e: &dyn std::fmt::Display| Refused(e.to_string());
+    let claim = pool.claim(&candidate.file, Job::Release);
+    let claim = claim.ok_or(Busy("somebody waits for the file"))?;
     let opened = pool.open_invisible(candidate.path.as_fd());
     let fd = Arc::new(opened.map_err(io("the file cannot be opened"))?);
     // The holder closes the event of our own open a moment after it has answered it.
     let patience = patience.max(Instant::now() + OWN_EVENT);
     let lease = Lease::take_patiently(&fd, LeaseKind::Write, &pool.breaks, patience)
         .map_err(io("no lease on the file"))?
-        .ok_or("somebody has the file open")?;
+        .ok_or(Busy("somebody has the file open"))?;
     let open = InodeFd::Open(fd.as_fd());
-    let marker = pool.attributes.marker(open).map_err(|e| e.to_string())?;
-    let marker = marker.ok_or("its marker is gone")?;
-    let record = pool.attributes.record(open).map_err(|e| e.to_string())?;
+    let marker = pool.attributes.marker(open).map_err(|e| refused(&e))?;
+    let marker = marker.ok_or_else(|| refused(&"its marker is gone"))?;
+    let record = pool.attributes.record(open).map_err(|e| refused(&e))?;
     let copy = record.and_then(|r| r.archived).filter(|c| c.object == marker.object);
-    let copy = copy.ok_or("its record does not name the marker's object")?;
+    let copy = copy.ok_or_else(|| refused(&"its record does not name the marker's object"))?;
     let stat = inode::stat(&*fd).map_err(io("the file cannot be examined"))?;
     let generation = inode::generation(&*fd).map_err(io("the file has no generation"))?;
     // A marker that was copied here says nothing of this file's data, which may be the only copy.
     if marker.owner != Owner::of(stat.ino, generation) || stat.size != marker.size {
-        return Err("its marker is not that of this file and size".into());
+        return Err(refused(&"its marker is not that of this file and size"));
     }
     // Ranges have been recalled since: the release had come to its end, and a power cut took back only what
     // the catalogue knew of that. Punched now, they would be zeros that the map vouches for.
-    let map = pool.attributes.map(open, &marker).map_err(|e| e.to_string())?;
+    let map = pool.attributes.map(open, &marker).map_err(|e| refused(&e))?;
     if (0..map.chunks()).any(|chunk| map.contains(chunk)) {
         let file = Ready { lease, fd, stat, copy, generation, map: true, _claim: claim };
         return Ok(FileRow { state: FileState::Partial, ..row(pool, candidate, &file, &stat) });
@@ -460,16 +474,16 @@ pub fn repunch(
     // Somebody may have written since: while nobody watched, or because the release had turned back and
     // its marker came back with a power cut. mtime cannot tell: an fdatasync makes bytes durable
     // without it. So what is there is taken away only if the object has it.
-    if !same_remains(pool, fd.as_fd(), copy.object, stat.size).map_err(|e| e.to_string())? {
-        return Err("the file was written to without the agent".into());
+    if !same_remains(pool, fd.as_fd(), copy.object, stat.size).map_err(|e| refused(&e))? {
+        return Err(refused(&"the file was written to without the agent"));
     }
     if !lease.retake().map_err(io("no lease on the file"))? {
-        return Err("somebody has the file open".into());
+        return Err(Busy("somebody has the file open"));
     }
     reach(Point::RecoverCompared);
     lease
         .while_intact(|| punch(pool, &fd, stat.size))
-        .ok_or("somebody wants the file")?
+        .ok_or(Busy("somebody wants the file"))?
         .map_err(io("the data cannot be taken away"))?;
     reach(Point::RecoverPunched);
     // The times as they were: the crash may have come before they were restored.

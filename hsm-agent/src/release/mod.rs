@@ -14,5 +14,5 @@ mod batch;
 mod compare;
 mod eligible;
 
-pub use batch::{PATIENCE, release, repunch};
+pub use batch::{PATIENCE, Unfinished, release, repunch};
 pub(crate) use compare::{read_full, same_content};

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::cases;
+use super::failpoints::Index;
 use super::mounts::Mount;
 use super::processes::wait_until_up;
 use crate::fixture::{Needs, Pool, Sample, assert_read_fails};
@@ -42,6 +43,7 @@ cases! {
     a_write_that_nobody_watched_is_not_undone,
     a_copied_marker_is_told_and_takes_nothing_away,
     a_cut_off_release_takes_only_what_its_object_has,
+    a_cut_off_release_is_finished_once_the_file_is_free,
     a_release_that_came_to_its_end_is_not_done_again with |config| ranges_for(config, "*"); needs Ranges,
 }
 
@@ -576,12 +578,56 @@ fn cut_off_releases(pool: &Pool, files: &[(&Path, &str)]) -> Result<PathBuf> {
     Ok(database)
 }
 
+/// What the marker names.
+fn object_of(pool: &Pool, path: &Path) -> Result<String> {
+    let state = pool.hsm.state(path)?.json;
+    Ok(state.get("object").and_then(|o| o.as_str()).context("no object")?.to_owned())
+}
+
+/// As if it had never been taken away.
+fn put_back(path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
+    let times = std::fs::metadata(path)?;
+    let file = File::options().write(true).open(path)?;
+    file.write_all_at(bytes, offset)?;
+    file.set_times(std::fs::FileTimes::new().set_modified(times.modified()?))?;
+    Ok(file.sync_all()?)
+}
+
+/// Somebody has it open when the agent starts, and his bytes cannot be fetched either.
+fn a_cut_off_release_is_finished_once_the_file_is_free(pool: &mut Pool) -> Result<()> {
+    let file = pool.file("in-use", 3 * MIB)?;
+    let bytes = std::fs::read(&file.path)?;
+    pool.offline(&file.path)?;
+    let object = object_of(pool, &file.path)?;
+    pool.stop()?;
+    let open = pool.unguarded(|| {
+        put_back(&file.path, &bytes[..MIB as usize], 0)?;
+        Ok(File::open(&file.path)?)
+    })?;
+    cut_off_releases(pool, &[(&file.path, &object)])?;
+    let (store, away) = (pool.store().to_owned(), pool.outside("store-away"));
+    fs::rename(&store, &away)?;
+    pool.start()?;
+    thread::sleep(patience(Duration::from_secs(2)));
+    ensure!(Index::read(pool)?.has_no_intents().is_err(), "finished under an open file");
+    ensure!(file.path.metadata()?.blocks() >= MIB / 512, "its data is gone under an open file");
+    fs::rename(&away, &store)?;
+    drop(open);
+    let end = Instant::now() + patience(Duration::from_secs(20));
+    while let Err(error) = Index::read(pool)?.has_no_intents() {
+        ensure!(Instant::now() < end, "{error}, though nobody has the file open");
+        thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(file.path.metadata()?.blocks() < 64, "what was left over is still there");
+    pool.assert_state(&file.path, &["offline"])?;
+    file.check()
+}
+
 /// A power cut can take back what the catalogue knows of a release's end, and leave the ranges that were
 /// recalled afterwards, with the map that vouches for them.
 fn a_release_that_came_to_its_end_is_not_done_again(pool: &mut Pool) -> Result<()> {
     let file = pool.offline_file("file", 8 * MIB)?;
-    let state = pool.hsm.state(&file.path)?.json;
-    let object = state.get("object").and_then(|o| o.as_str()).context("no object")?.to_owned();
+    let object = object_of(pool, &file.path)?;
     let args = [file.path.display().to_string(), (2 * MIB).to_string(), "1000".to_owned()];
     file.content.check_range(2 * MIB, &pool.helper("pread", args)?.ok()?.stdout)?;
     pool.assert_state(&file.path, &["partial"])?;
@@ -603,18 +649,10 @@ fn a_cut_off_release_takes_only_what_its_object_has(pool: &mut Pool) -> Result<(
     let mut objects = Vec::new();
     for file in [&left, &written] {
         pool.offline(&file.path)?;
-        let state = pool.hsm.state(&file.path)?.json;
-        objects.push(state.get("object").and_then(|o| o.as_str()).context("no object")?.to_owned());
+        objects.push(object_of(pool, &file.path)?);
     }
     pool.stop()?;
-    let put = |path: &Path, bytes: &[u8]| -> Result<()> {
-        let times = std::fs::metadata(path)?;
-        let file = File::options().write(true).open(path)?;
-        file.write_all_at(bytes, LEFT.start as u64)?;
-        let times = std::fs::FileTimes::new().set_modified(times.modified()?);
-        file.set_times(times)?;
-        Ok(file.sync_all()?)
-    };
+    let put = |path: &Path, bytes: &[u8]| put_back(path, bytes, LEFT.start as u64);
     let others = vec![7; LEFT.len()];
     pool.unguarded(|| {
         put(&left.path, &bytes[LEFT])?;
