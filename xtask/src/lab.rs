@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use hsm_lab::sandbox::{self, Role};
 use hsm_lab::{Agent, FsKind, Hsm, LoopFs, PoolConfig, Run};
 
-use crate::process::{cargo, must, root};
+use crate::process::{cargo, must, target_dir};
 use crate::setup;
 use crate::steps::step;
 
@@ -34,11 +34,9 @@ pub(crate) fn build_release() -> Result<()> {
 
 /// The release build.
 pub(crate) fn exe() -> Result<PathBuf> {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let exe = target.join("release/hsm");
+    let exe = target_dir()?.join("release/hsm");
     ensure!(exe.is_file(), "{} was not built", exe.display());
-    Ok(exe.canonicalize()?)
+    Ok(exe)
 }
 
 /// A managed file system with a running agent. Fields are dropped in this order: the agent lets go

@@ -12,7 +12,7 @@ use hsm_lab::FsKind;
 use hsm_lab::sandbox::{self, Role};
 use hsm_powercut::Outcome;
 
-use crate::process::{cargo, must, root};
+use crate::process::{cargo, must, target_dir};
 use crate::setup;
 use crate::steps::{note, step};
 
@@ -46,9 +46,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if !sandbox::is_inside() {
         sandbox::require_root("-E env \"PATH=$PATH\" cargo xtask power-cuts")?;
         setup::packages()?;
-        step("building hsm", || {
-            must(cargo().args(["build", "--package", "hsm-agent", "--bin", "hsm"]))
-        })?;
+        step("building hsm", || must(cargo().args(["build", "--workspace", "--bin", "hsm"])))?;
     }
     match sandbox::enter()? {
         Role::Done(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(101))),
@@ -99,9 +97,7 @@ fn tell(fs: FsKind, outcome: &Outcome) {
 
 /// The development build.
 fn exe() -> Result<PathBuf> {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let exe = target.join("debug/hsm");
+    let exe = target_dir()?.join("debug/hsm");
     ensure!(exe.is_file(), "{} was not built", exe.display());
-    Ok(exe.canonicalize()?)
+    Ok(exe)
 }

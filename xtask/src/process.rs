@@ -19,6 +19,13 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// Where cargo builds, without `..`: it is shown to people and used in the guest.
+pub(crate) fn target_dir() -> Result<PathBuf> {
+    let dir = std::env::var_os("CARGO_TARGET_DIR");
+    let dir = dir.map_or_else(|| root().join("target"), PathBuf::from);
+    dir.canonicalize().with_context(|| dir.display().to_string())
+}
+
 /// Runs it; an exit code other than 0 is an error.
 pub(crate) fn must(command: &mut Command) -> Result<()> {
     let line = describe(command);

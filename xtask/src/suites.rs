@@ -11,7 +11,7 @@ use hsm_lab::{FsKind, Tier};
 use serde_json::Value;
 
 use crate::fuzz::workspace;
-use crate::process::{cargo, root, tee};
+use crate::process::{cargo, must, root, target_dir, tee};
 use crate::report::{Report, Verdict};
 use crate::results::Results;
 use crate::setup;
@@ -70,6 +70,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if report.ok() && !nothing { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// All suites are built of the whole workspace: a package by itself would need other features of its dependencies,
+/// and most of them once more.
 fn unit(options: &Options, report: &mut Report) -> Result<()> {
     let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
@@ -87,7 +89,7 @@ fn integration(options: &Options, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let mut command = cargo();
-    command.args(["test", "--package", "hsm-agent", "--no-fail-fast"]);
+    command.args(["test", "--workspace", "--no-fail-fast"]);
     for name in &names {
         command.args(["--test", name]);
     }
@@ -126,7 +128,7 @@ fn s3(options: &Options, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let mut command = cargo();
-    command.args(["test", "--package", "hsm-agent", "--test", S3]);
+    command.args(["test", "--workspace", "--test", S3]);
     suite(name, "the same conformance suite over HTTP", command, options, report)
 }
 
@@ -151,7 +153,7 @@ fn end_to_end(options: &Options, report: &mut Report) -> Result<()> {
     let on_host = |tier: &str| {
         let mut command = cargo();
         command.env("HSM_TIER", tier);
-        command.args(["test", "--package", "hsm-agent", "--test", E2E, "--"]);
+        command.args(["test", "--workspace", "--test", E2E, "--"]);
         if options.quick && options.filter.is_none() {
             command.arg("ext4::");
             note("--quick: only on ext4");
@@ -172,8 +174,8 @@ fn end_to_end(options: &Options, report: &mut Report) -> Result<()> {
 
 /// Whether the kernel programs can be loaded here, as `hsm doctor` finds out.
 fn host_takes_programs() -> Result<bool> {
-    let mut doctor = cargo();
-    doctor.args(["run", "--quiet", "--package", "hsm-agent", "--bin", "hsm", "--"]);
+    must(cargo().args(["build", "--quiet", "--workspace", "--bin", "hsm"]))?;
+    let mut doctor = Command::new(target_dir()?.join("debug/hsm"));
     doctor.args(["--json", "--config", "/nonexistent", "doctor"]);
     // It fails: there is no configuration.
     let output = doctor.stderr(Stdio::inherit()).output().context("starting hsm doctor")?;

@@ -102,7 +102,7 @@ impl Part<'_> {
         let mut suite: Command = cargo();
         suite.env("HSM_TIER", self.tier.name()).env("HSM_CASES", self.fs.name());
         suite.envs(self.settings());
-        suite.args(["test", "--quiet", "--package", "hsm-agent", "--test", "e2e", "--"]);
+        suite.args(["test", "--quiet", "--workspace", "--test", "e2e", "--"]);
         suite.arg(self.filter());
         let mut results = Results::default();
         let ok = tee(&mut suite, |line| results.line(line))?;

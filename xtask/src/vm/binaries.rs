@@ -6,19 +6,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::process::{cargo, must, root};
+use crate::process::{cargo, must, target_dir};
 use crate::steps::step;
 
 /// The guest's architecture; its init is linked statically because it runs before there are any
 /// libraries.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// Where cargo builds, without `..`: it is shown to people and used in the guest.
-pub(crate) fn target_dir() -> Result<PathBuf> {
-    let dir = std::env::var_os("CARGO_TARGET_DIR");
-    let dir = dir.map_or_else(|| root().join("target"), PathBuf::from);
-    dir.canonicalize().with_context(|| dir.display().to_string())
-}
 
 /// The guest's first process.
 pub(crate) fn init() -> Result<PathBuf> {
@@ -31,11 +24,12 @@ pub(crate) fn init() -> Result<PathBuf> {
     Ok(target_dir()?.join(TARGET).join("release/hsm-vm-init"))
 }
 
-/// A test program of `hsm-agent`; `hsm` is built with it.
+/// A test program of `hsm-agent`; `hsm` is built with it. (Of the whole workspace, as on the host: otherwise it
+/// would be compiled once more.)
 pub(crate) fn test(name: &str) -> Result<PathBuf> {
     step(&format!("building hsm and its test {name}"), || {
         let mut command = cargo();
-        command.args(["test", "--no-run", "--quiet", "--package", "hsm-agent", "--test", name]);
+        command.args(["test", "--no-run", "--quiet", "--workspace", "--test", name]);
         executable(&mut command, name)
     })
 }
@@ -44,7 +38,7 @@ pub(crate) fn test(name: &str) -> Result<PathBuf> {
 pub(crate) fn example(name: &str) -> Result<PathBuf> {
     step(&format!("building {name}"), || {
         let mut command = cargo();
-        command.args(["build", "--quiet", "--package", "hsm-agent", "--example", name]);
+        command.args(["build", "--quiet", "--workspace", "--example", name]);
         executable(&mut command, name)
     })
 }

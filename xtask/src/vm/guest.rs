@@ -13,7 +13,7 @@ use hsm_machine::{Accel, End, Job, Outcome, Vm};
 
 use super::{Machine, binaries};
 use crate::kernel::{self, Flavour};
-use crate::process::root;
+use crate::process::{root, target_dir};
 use crate::setup;
 use crate::steps::note;
 
@@ -192,7 +192,7 @@ fn worth_keeping(outcome: &Outcome) -> bool {
 
 /// One per process: two guests at a time, say of two file systems, must not write into one file.
 fn console_log() -> Result<PathBuf> {
-    let dir = binaries::target_dir()?.join("vm");
+    let dir = target_dir()?.join("vm");
     fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     Ok(dir.join(format!("console-{}.log", std::process::id())))
 }
