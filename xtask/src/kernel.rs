@@ -11,6 +11,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -99,6 +100,17 @@ pub(crate) fn ensure(flavour: Flavour) -> Result<PathBuf> {
     }
     setup::install(setup::KERNEL)?;
     recipe.make(&dir)
+}
+
+/// [`ensure`], one after the other, beside whatever else is done until the thread is joined.
+pub(crate) fn beside(flavours: &'static [Flavour]) -> JoinHandle<Result<()>> {
+    std::thread::spawn(|| flavours.iter().try_for_each(|flavour| ensure(*flavour).map(drop)))
+}
+
+/// Whether [`ensure`] has nothing to do.
+pub(crate) fn is_built(flavour: Flavour) -> Result<bool> {
+    let dir = setup::cache_dir()?.join("kernel");
+    Ok(dir.is_dir() && Recipe::read(flavour)?.built(&dir)?.is_some())
 }
 
 /// What a kernel is made from, besides the source.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -11,6 +12,7 @@ use hsm_lab::{FsKind, Tier};
 use serde_json::Value;
 
 use crate::fuzz::workspace;
+use crate::kernel::{self, Flavour, Series};
 use crate::process::{cargo, must, root, target_dir, tee};
 use crate::report::{Report, Verdict};
 use crate::results::Results;
@@ -56,11 +58,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::exercisers()?;
     let mut report = Report::default();
     programs(options, &mut report);
+    let kernels = kernels(options);
     unit(options, &mut report)?;
     integration(options, &mut report)?;
     s3(options, &mut report)?;
     fuzz(options, &mut report)?;
     end_to_end(options, &mut report)?;
+    wait_for(kernels);
     guest(options, &mut report)?;
     print!("{}", report.render());
     let nothing = report.totals() == (0, 0);
@@ -287,10 +291,35 @@ const GUEST_PARTS: [GuestPart; 5] = [
     },
 ];
 
+const STOCK: Flavour = Flavour { series: Series::Stock, debug: false };
+
+/// Whose own tests are run ordinarily only where it is there: a second kernel is a long wait for who begins.
+const PATCHED: Flavour = Flavour { series: Series::Patched, debug: false };
+
+/// The kernels that the guest will need are built while other suites leave the processors idle.
+fn kernels(options: &Options) -> Option<JoinHandle<Result<()>>> {
+    let flavours: &[_] = if options.is_all() { &[STOCK, PATCHED] } else { &[STOCK] };
+    (!options.quick).then(|| kernel::beside(flavours))
+}
+
+/// Why there is none is told by whatever needs it.
+fn wait_for(kernels: Option<JoinHandle<Result<()>>>) {
+    let Some(kernels) = kernels else { return };
+    if !kernels.is_finished() {
+        println!("\n==> waiting for the guest's kernel");
+    }
+    drop(kernels.join());
+}
+
 /// What the host may not be able to do.
 fn guest(options: &Options, report: &mut Report) -> Result<()> {
     for GuestPart { test, name, tier, ordinary_filter, ordinary, all } in GUEST_PARTS {
         if skipped(name, options, report) {
+            continue;
+        }
+        if tier == Tier::MarkFilter && !options.is_all() && !kernel::is_built(PATCHED)? {
+            let why = "the patched kernel is not built yet: cargo xtask kernel --patched, or --all";
+            report.push(name, Verdict::NotAsked(why.to_owned()), std::time::Duration::ZERO);
             continue;
         }
         let filter = options.filter.as_deref().or(ordinary_filter.filter(|_| !options.is_all()));

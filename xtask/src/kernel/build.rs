@@ -52,12 +52,12 @@ impl Place {
         Ok(self)
     }
 
-    /// `nice`, where the kernel is seen to be; a program and its arguments are still to come.
+    /// Only when nothing else wants the processors (`SCHED_IDLE`: tests run meanwhile, or somebody works), where
+    /// the kernel is seen to be; a program and its arguments are still to come.
     fn enter(&self) -> Command {
         let Some((tree, objects)) = &self.seen_as else {
-            // Somebody may be working on this machine meanwhile.
-            let mut command = Command::new("nice");
-            command.args(["-n", "10"]).current_dir(&self.tree);
+            let mut command = Command::new("chrt");
+            command.args(["--idle", "0"]).current_dir(&self.tree);
             return command;
         };
         let mut command = Command::new("unshare");
@@ -66,7 +66,7 @@ impl Place {
         }
         // The mounts are private to these processes and gone with them.
         let script = "mount --bind \"$1\" \"$2\" && mount --bind \"$3\" \"$4\" && \
-                      cd \"$2\" && shift 4 && exec nice -n 10 \"$@\"";
+                      cd \"$2\" && shift 4 && exec chrt --idle 0 \"$@\"";
         command.args(["--mount", "sh", "-c", script, "sh"]);
         command.arg(&self.tree).arg(tree).arg(&self.objects).arg(objects);
         command
