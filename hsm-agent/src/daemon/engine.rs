@@ -183,7 +183,7 @@ impl Engine {
         }
         reach(Point::RecoverWatched);
         // Only now, with our own watch in place, may an orphan of an earlier agent go.
-        let lock = lock.take_over()?;
+        let lock = take_over(lock, link)?;
         let mut pools = Vec::new();
         let mut unseen = Vec::new();
         for watched in watched {
@@ -401,6 +401,17 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// Waits for the end of an orphan. Our watch is in place, so what it opens is asked about here, and nobody could
+/// answer before it has ended: it is denied. (Allowing it would be unsafe: its number may be another's soon.)
+fn take_over(lock: AgentLock, link: &Link) -> Result<AgentLock, EngineError> {
+    let Some(orphan) = lock.orphan() else { return Ok(lock.take_over()?) };
+    let told = |pid: i32| link.refuse(pid).map_err(system("the holder does not listen"));
+    told(orphan)?;
+    let lock = lock.take_over()?;
+    told(0)?;
+    Ok(lock)
 }
 
 /// Until the holder is gone.

@@ -106,6 +106,11 @@ impl Link {
         }
     }
 
+    /// Has the holder deny whatever this process asks. 0: nobody.
+    pub fn refuse(&self, pid: i32) -> io::Result<()> {
+        ToHolder::Refuse { pid }.send(self.socket.as_fd(), None)
+    }
+
     /// Answers the holder that asks.
     pub fn alive(&self) -> io::Result<()> {
         ToHolder::Alive.send(self.socket.as_fd(), None)

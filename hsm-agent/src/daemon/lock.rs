@@ -78,6 +78,11 @@ impl AgentLock {
         }
     }
 
+    /// Process id of the orphan, if there is one.
+    pub(super) fn orphan(&self) -> Option<i32> {
+        self.orphan.map(|pid| pid.as_raw_nonzero().get())
+    }
+
     /// Ends the orphan, if there is one.
     pub(super) fn take_over(mut self) -> Result<Self, LockError> {
         let deadline = Instant::now() + PATIENCE;

@@ -43,6 +43,7 @@ impl Engine {
         reach(Point::HolderSpawned);
         shared.engine_pid.store(pid_of(&child), Ordering::SeqCst);
         shared.serving.store(false, Ordering::SeqCst);
+        shared.refused_pid.store(0, Ordering::SeqCst);
         shared.programs.exempt(pid_of(&child))?;
         let deadly = shared.pending().forget_sent();
         for event in deadly {

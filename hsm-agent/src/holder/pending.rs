@@ -103,6 +103,14 @@ impl Pending {
         deadly
     }
 
+    /// Takes out what one process waits for.
+    pub(super) fn take_of(&mut self, pid: i32) -> Vec<Unanswered> {
+        self.events
+            .extract_if(.., |_, event| event.frame.pid == pid)
+            .map(|(_, event)| event)
+            .collect()
+    }
+
     /// Takes everything out, to deny it.
     pub(super) fn drain(&mut self) -> Vec<Unanswered> {
         self.unsent.clear();

@@ -90,6 +90,12 @@ pub enum ToHolder {
     Ready,
     /// The answer to [`ToEngine::Ping`].
     Alive,
+    /// Deny whatever this process asks: the engine of a dead holder, whose end is waited for. It must not wait for
+    /// an answer that only its successor can give. 0: nobody.
+    Refuse {
+        /// Its process id.
+        pid: i32,
+    },
 }
 
 const HELLO: u32 = 1;
@@ -104,6 +110,7 @@ const DONE: u32 = 9;
 const SERVING: u32 = 10;
 const PING: u32 = 16;
 const ALIVE: u32 = 17;
+const REFUSE: u32 = 18;
 const NO_RANGE: u32 = 0;
 const RANGE: u32 = 1;
 
@@ -190,6 +197,7 @@ impl ToHolder {
             Self::Serving => Frame::new(SERVING),
             Self::Ready => Frame::new(READY),
             Self::Alive => Frame::new(ALIVE),
+            Self::Refuse { pid } => Frame { pid, ..Frame::new(REFUSE) },
         };
         message::send(socket, bytemuck::bytes_of(&frame), fd, true)
     }
@@ -205,6 +213,7 @@ impl ToHolder {
             SERVING => Self::Serving,
             READY => Self::Ready,
             ALIVE => Self::Alive,
+            REFUSE => Self::Refuse { pid: f.pid },
             other => return Err(unknown(other)),
         };
         Ok(Some((message, fd)))

@@ -141,7 +141,7 @@ fn one(shared: &Shared, number: u32, event: &Event) {
     } else if shared.is_denying() || shared.pending().len() >= shared.capacity {
         shared.answer(unanswered, Verdict::Deny(libc::EAGAIN));
     } else {
-        shared.pending().insert(unanswered);
+        shared.list(unanswered);
         reach(Point::HolderListed);
     }
 }

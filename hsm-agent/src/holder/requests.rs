@@ -364,7 +364,7 @@ impl Covered {
             range: None,
             event_fd: -1,
         };
-        shared.pending().insert(Unanswered::new(frame, fd, origin));
+        shared.list(Unanswered::new(frame, fd, origin));
         Ok(Outcome::Later)
     }
 }

@@ -183,6 +183,7 @@ impl Holder<'_> {
                 }
                 Ok(Some((ToHolder::Ready, _))) => self.ready(),
                 Ok(Some((ToHolder::Alive, _))) => {}
+                Ok(Some((ToHolder::Refuse { pid }, _))) => self.shared.refuse(pid),
                 // Its end is noticed by SIGCHLD.
                 Ok(None) => {
                     self.shared.set_engine(None);

@@ -27,6 +27,10 @@ pub(super) struct Shared {
     pub(super) engine: Mutex<Option<Arc<OwnedFd>>>,
     /// Process id of the present engine; 0: there is none, nobody is exempt.
     pub(super) engine_pid: AtomicI32,
+    /// Process id of an engine that is to end before the present one serves ([`ToHolder::Refuse`]); 0: there is none.
+    ///
+    /// [`ToHolder::Refuse`]: super::protocol::ToHolder::Refuse
+    pub(super) refused_pid: AtomicI32,
     /// The present engine takes events. Until then it is told no events: it asks for its groups first,
     /// and the answer to that must find room in the socket.
     pub(super) serving: AtomicBool,
@@ -49,6 +53,7 @@ impl Shared {
             programs: Programs::default(),
             engine: Mutex::default(),
             engine_pid: AtomicI32::new(0),
+            refused_pid: AtomicI32::new(0),
             serving: AtomicBool::new(false),
             wants_room: AtomicBool::new(false),
             denying: AtomicBool::new(false),
@@ -138,6 +143,26 @@ impl Shared {
             tracing::warn!(count = waiting.len(), errno, "denying all waiting accesses");
         }
         waiting.into_iter().for_each(|e| self.answer(e, Verdict::Deny(errno)));
+    }
+
+    /// From now on this process is denied whatever it asks, also what it waits for already.
+    pub(super) fn refuse(&self, pid: i32) {
+        self.refused_pid.store(pid, Ordering::SeqCst);
+        let waiting = self.pending().take_of(pid);
+        waiting.into_iter().for_each(|e| self.answer(e, Verdict::Deny(libc::EIO)));
+    }
+
+    /// Lists what the engine is to answer, unless nobody would get to it.
+    pub(super) fn list(&self, event: Unanswered) {
+        // Under the lock of the table: who is listed before `refuse` looks is found by it.
+        let mut pending = self.pending();
+        let pid = event.frame.pid;
+        if pid > 0 && pid == self.refused_pid.load(Ordering::SeqCst) {
+            drop(pending);
+            self.answer(event, Verdict::Deny(libc::EIO));
+        } else {
+            pending.insert(event);
+        }
     }
 
     pub(super) fn is_denying(&self) -> bool {

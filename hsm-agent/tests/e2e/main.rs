@@ -10,14 +10,13 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
-use std::thread;
 use std::time::Duration;
 
 use hsm_lab::sandbox::{self, Role};
 use hsm_lab::{FsKind, Tier, census};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::fixture::{Case, Needs};
+use crate::fixture::Case;
 
 mod cases;
 mod document;
@@ -46,16 +45,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// Cases at once. Each has an agent and several programs of its own, and waits for the disk and for deadlines half of
-/// the time: one more than there are processors. Not in the guest, where everything is slow enough as it is.
-fn at_once() -> usize {
-    const IN_THE_GUEST: usize = 2;
-    if Needs::Guest.are_met() {
-        return IN_THE_GUEST;
-    }
-    thread::available_parallelism().map_or(IN_THE_GUEST, |cores| cores.get() + 1)
-}
-
 /// A suite that did not run has failed.
 fn refuse() -> ExitCode {
     eprintln!("\nTHE PRIVILEGED END-TO-END SUITE DID NOT RUN: it needs root.");
@@ -66,7 +55,8 @@ fn refuse() -> ExitCode {
 
 fn run(mut arguments: Arguments, dir: &Path) -> ExitCode {
     tell_what_is_not_applicable(&arguments);
-    arguments.test_threads.get_or_insert_with(at_once);
+    // Each pool has an agent and several programs of its own; more only makes them wait.
+    arguments.test_threads.get_or_insert(2);
     let conclusion = libtest_mimic::run(&arguments, trials(dir));
     if conclusion.num_ignored > 0 {
         eprintln!(

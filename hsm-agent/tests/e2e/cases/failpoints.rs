@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use hsm_agent::failpoint::{BUILT_IN, Point, REACHED, VARIABLE};
 use hsm_lab::{Content, FsKind, PoolConfig, Run, Tier, census, patience};
 use rustix::fs::OFlags;
@@ -46,6 +46,43 @@ cases! {
     failpoints_in_the_catalogue_lose_nothing with with_failpoints,
     an_overtaken_archive_leaves_no_unknown_object with with_failpoints,
     a_cut_during_a_release_is_never_under_a_marker with with_failpoints,
+    an_orphan_that_recovers_does_not_wait_for_its_successor with with_failpoints,
+}
+
+/// The holder dies while its engine recovers, and the next agent watches before that is through.
+fn an_orphan_that_recovers_does_not_wait_for_its_successor(pool: &mut Pool) -> Result<()> {
+    let armory = Armory::new(&pool.config)?;
+    let dir = pool.path("d");
+    fs::create_dir(&dir)?;
+    let files = (0..6).map(|n| pool.file(format!("d/{n}"), 20_000)).collect::<Result<Vec<_>>>()?;
+    pool.hsm.must("archive", ["-r".as_ref(), dir.as_os_str()])?;
+    let pause = Point::RecoverSynced;
+    armory.arm(pause, "pause", 1)?;
+    armory.arm(Point::ReleaseSynced, Death::Engine.order(), 1)?;
+    let release = pool.hsm.command(["release".as_ref(), "-r".as_ref(), dir.as_os_str()]).start()?;
+    armory.wait_until_reached(pause)?;
+    let mut agent = pool.take_agent()?;
+    agent.kill_holder()?;
+    let log = pool.config.dir.join("agent.log");
+    let freed = thread::scope(|scope| {
+        // Once the next agent waits for it, the engine goes on to the other files.
+        let freed = scope.spawn(|| {
+            let end = Instant::now() + patience(Duration::from_secs(20));
+            while !fs::read_to_string(&log)?.contains("taking over from the orphan") {
+                ensure!(Instant::now() < end, "the next agent does not wait for the orphan");
+                thread::sleep(Duration::from_millis(10));
+            }
+            armory.clear()
+        });
+        let started = pool.start();
+        let freed = freed.join().map_err(|_| anyhow!("panicked"));
+        started.and(freed?)
+    });
+    freed.context("the next agent")?;
+    drop(release.finish()?);
+    files.iter().try_for_each(Sample::check)?;
+    pool.restart()?;
+    Index::read(pool)?.has_no_intents()
 }
 
 /// `truncate(2)` opens nothing: between the lease and the marker, then the engine dies.
