@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::dispatch::Claim;
 use super::jobs::scan;
 use super::outcome::Candidate;
 use super::pool::{FileRef, Pool, now_ns};
@@ -43,7 +44,7 @@ pub(super) fn intents(pool: &Arc<Pool>) -> Result<Vec<Intent>, CatalogError> {
         match intent.what.op {
             IntentOp::Archive => archive(pool, &intent, &mut batch),
             IntentOp::Release => match release(pool, &intent, patience, &mut batch) {
-                Next::Done | Next::AtStart => {}
+                Next::Done(_) | Next::AtStart => {}
                 Next::Soon { why, name } => {
                     tracing::warn!(
                         why, file = %name.display(),
@@ -73,21 +74,26 @@ pub(super) fn finish(pool: &Arc<Pool>, mut left: Vec<Intent>) {
             std::thread::sleep(NAP);
         }
         pause = (2 * pause).min(RARELY);
-        let mut batch = Batch::default();
-        left.retain(|intent| {
-            matches!(release(pool, intent, Instant::now(), &mut batch), Next::Soon { .. })
-        });
-        // One that is not noted is looked at again at the next start.
-        if let Err(error) = pool.catalog.commit(&batch) {
-            tracing::error!(%error, pool = pool.config.name, "what was finished is not noted");
-        }
+        left.retain(|intent| is_left(pool, intent));
     }
+}
+
+/// Tries one again; whether somebody still uses the file.
+fn is_left(pool: &Arc<Pool>, intent: &Intent) -> bool {
+    let mut batch = Batch::default();
+    let next = release(pool, intent, Instant::now(), &mut batch);
+    // Noted under the claim that `next` holds: afterwards the file may be recalled, changed and archived, and a late
+    // row would put that new object on the garbage list. One that is not noted is looked at again at the next start.
+    if let Err(error) = pool.catalog.commit(&batch) {
+        tracing::error!(%error, pool = pool.config.name, "what was finished is not noted");
+    }
+    matches!(next, Next::Soon { .. })
 }
 
 /// What becomes of an intent.
 enum Next {
-    /// Nothing more.
-    Done,
+    /// Nothing more, once it is noted; under this claim, if others may come for the file meanwhile.
+    Done(#[expect(dead_code, reason = "held, and dropped")] Option<Claim>),
     /// Somebody uses the file: looked at again soon.
     Soon {
         /// How he was noticed.
@@ -143,13 +149,14 @@ fn release(pool: &Arc<Pool>, intent: &Intent, patience: Instant, batch: &mut Bat
         Ok(file) => file,
         Err(e) if handle::is_stale(&e) => {
             batch.finished.push(intent.id);
-            return Next::Done;
+            return Next::Done(None);
         }
         Err(error) => {
             tracing::warn!(%error, "an unfinished release is looked at again at the next start");
             return Next::AtStart;
         }
     };
+    let mut held = None;
     match pool.attributes.marker(InodeFd::Path(file.path.as_fd())) {
         Ok(None) => {}
         Ok(Some(marker)) if is_foreign(&marker, &file) => {
@@ -161,9 +168,10 @@ fn release(pool: &Arc<Pool>, intent: &Intent, patience: Instant, batch: &mut Bat
             );
         }
         Ok(Some(_)) => match repunch(pool, &file, patience) {
-            Ok(row) => {
+            Ok((row, claim)) => {
                 debug_assert!(matches!(row.state, FileState::Offline | FileState::Partial));
                 batch.upserts.push(row);
+                held = Some(claim);
             }
             Err(Unfinished::Busy(why)) => return Next::Soon { why, name: file.name },
             Err(Unfinished::Refused(why)) => {
@@ -180,7 +188,7 @@ fn release(pool: &Arc<Pool>, intent: &Intent, patience: Instant, batch: &mut Bat
         }
     }
     batch.finished.push(intent.id);
-    Next::Done
+    Next::Done(held)
 }
 
 fn is_foreign(marker: &Marker, file: &Candidate) -> bool {

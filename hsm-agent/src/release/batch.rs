@@ -81,7 +81,7 @@ struct Ready {
     generation: u64,
     /// Whether there is a residency map of an earlier time.
     map: bool,
-    _claim: Claim,
+    claim: Claim,
 }
 
 /// Steps 1 to 4: eligible, claimed, watched, leased, unchanged.
@@ -164,7 +164,7 @@ fn acquire(
         }
         Eligibility::Refused(reason, detail) => return Err(FileOutcome::failed(reason, detail)),
     };
-    let file = Ready { lease, fd, stat, copy, generation, map: seen.map, _claim: claim };
+    let file = Ready { lease, fd, stat, copy, generation, map: seen.map, claim };
     let preallocated = space::is_preallocated(&*file.fd, stat.size, stat.allocated)
         .map_err(|e| FileOutcome::io("the file's holes cannot be found", &e))?;
     if preallocated {
@@ -430,13 +430,13 @@ pub enum Unfinished {
 }
 
 /// Recovery: finishes a release that stopped between marker and punch, if nobody uses the file.
-/// Waits until `patience` for somebody who has it open. A partial file was released before, and stays. Returns the row for the catalogue, or why the
-/// release is not finished.
+/// Waits until `patience` for somebody who has it open. A partial file was released before, and stays. Returns the row for the catalogue, with
+/// the claim under which it is to be noted, or why the release is not finished.
 pub fn repunch(
     pool: &Arc<Pool>,
     candidate: &Candidate,
     patience: Instant,
-) -> Result<FileRow, Unfinished> {
+) -> Result<(FileRow, Claim), Unfinished> {
     use Unfinished::{Busy, Refused};
     let io = |what: &'static str| move |e: std::io::Error| Refused(format!("{what}: {e}"));
     let refused = |e: &dyn std::fmt::Display| Refused(e.to_string());
@@ -465,8 +465,9 @@ pub fn repunch(
     // the catalogue knew of that. Punched now, they would be zeros that the map vouches for.
     let map = pool.attributes.map(open, &marker).map_err(|e| refused(&e))?;
     if (0..map.chunks()).any(|chunk| map.contains(chunk)) {
-        let file = Ready { lease, fd, stat, copy, generation, map: true, _claim: claim };
-        return Ok(FileRow { state: FileState::Partial, ..row(pool, candidate, &file, &stat) });
+        let file = Ready { lease, fd, stat, copy, generation, map: true, claim };
+        let row = FileRow { state: FileState::Partial, ..row(pool, candidate, &file, &stat) };
+        return Ok((row, file.claim));
     }
     // The marker may have been set by a process that died before its sync.
     rustix::fs::fsync(&*fd).map_err(|e| io("the marker cannot be made durable")(e.into()))?;
@@ -490,7 +491,7 @@ pub fn repunch(
     let before = Stat { mtime_ns: copy.version.mtime_ns, ..stat };
     inode::restore_times(&*fd, &before).map_err(io("the times cannot be restored"))?;
     reach(Point::RecoverTimed);
-    let file = Ready { lease, fd, stat, copy, generation, map: false, _claim: claim };
+    let file = Ready { lease, fd, stat, copy, generation, map: false, claim };
     let now = inode::stat(&*file.fd).map_err(io("the file cannot be examined"))?;
-    Ok(row(pool, candidate, &file, &now))
+    Ok((row(pool, candidate, &file, &now), file.claim))
 }
