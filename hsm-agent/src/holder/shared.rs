@@ -145,9 +145,13 @@ impl Shared {
         waiting.into_iter().for_each(|e| self.answer(e, Verdict::Deny(errno)));
     }
 
-    /// From now on this process is denied whatever it asks, also what it waits for already.
+    /// From now on this process is denied whatever it asks, also what it waits for already. 0: nobody is; who waits
+    /// under that number is in another pid namespace.
     pub(super) fn refuse(&self, pid: i32) {
         self.refused_pid.store(pid, Ordering::SeqCst);
+        if pid == 0 {
+            return;
+        }
         let waiting = self.pending().take_of(pid);
         waiting.into_iter().for_each(|e| self.answer(e, Verdict::Deny(libc::EIO)));
     }
