@@ -69,7 +69,7 @@ points! {
     ReleaseRetaken "release.retaken" Engine "each file: the lease was taken again; its data is there",
     ReleasePunched "release.punched" Engine "each file: its data is gone, its mtime has moved",
     ReleaseTimed "release.timed" Engine "each file: its times are restored; the catalogue does not know",
-    ReleaseCommitted "release.committed" Engine "the catalogue knows; leases and claims are held",
+    ReleaseCommitted "release.committed" Engine "the catalogue knows; claims are held",
     ReleaseUnmarked "release.unmarked" Engine "turned back: the marker is removed, which is not durable",
     ReleaseUndone "release.undone" Engine "turned back: the removal is durable; the intent is open",
 

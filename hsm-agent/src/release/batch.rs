@@ -260,16 +260,21 @@ fn commit(
     reach(Point::ReleaseSynced);
     let mut catalogue = Batch::default();
     let mut outcomes = Vec::new();
+    let mut claims = Vec::new();
     for (((index, file), marked), intent) in ready.into_iter().zip(marked).zip(intents) {
         let result = marked.and_then(|()| synced.clone()).map_err(Abort::Undo).and_then(|()| {
             take_away(pool, &file).map(|stat| row(pool, &batch[index], &file, &stat))
         });
         outcomes.push((index, finish(pool, &file, result, intent, &mut catalogue)));
+        claims.push(file.claim);
     }
     if let Err(error) = pool.catalog.commit(&catalogue) {
         tracing::warn!(%error, "catalogue not updated; the next start will");
     }
     reach(Point::ReleaseCommitted);
+    // Not before the rows are in. A file that were recalled, changed and archived again meanwhile would get
+    // this older row back, and its only copy would be given to the garbage collection.
+    drop(claims);
     outcomes
 }
 
@@ -430,8 +435,9 @@ pub enum Unfinished {
 }
 
 /// Recovery: finishes a release that stopped between marker and punch, if nobody uses the file.
-/// Waits until `patience` for somebody who has it open. A partial file was released before, and stays. Returns the row for the catalogue, with
-/// the claim under which it is to be noted, or why the release is not finished.
+/// Waits until `patience` for somebody who has it open. A partial file was released before, and stays.
+/// Returns the row for the catalogue, with the claim under which it is to be noted, or why the release is
+/// not finished.
 pub fn repunch(
     pool: &Arc<Pool>,
     candidate: &Candidate,

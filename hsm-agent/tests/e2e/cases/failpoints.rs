@@ -46,6 +46,7 @@ cases! {
     failpoints_in_the_catalogue_lose_nothing with with_failpoints,
     an_overtaken_archive_leaves_no_unknown_object with with_failpoints,
     a_cut_during_a_release_is_never_under_a_marker with with_failpoints,
+    a_release_puts_no_older_row_back with with_failpoints,
     an_orphan_that_recovers_does_not_wait_for_its_successor with with_failpoints,
 }
 
@@ -120,6 +121,42 @@ fn a_cut_during_a_release_is_never_under_a_marker(pool: &mut Pool) -> Result<()>
     pool.restart()?;
     left.check()?;
     Index::read(pool)?.has_no_intents()
+}
+
+/// Two files are released together; somebody wants to cut the first one and archive it before the second is done.
+fn a_release_puts_no_older_row_back(pool: &mut Pool) -> Result<()> {
+    const LEFT: u64 = 10_000;
+    let armory = Armory::new(&pool.config)?;
+    let dir = pool.path("d");
+    fs::create_dir(&dir)?;
+    let files = (0..2).map(|n| pool.file(format!("d/{n}"), 20_000)).collect::<Result<Vec<_>>>()?;
+    pool.hsm.must("archive", ["-r".as_ref(), dir.as_os_str()])?;
+    let second = Point::ReleasePunched;
+    armory.arm(second, "pause", 2)?;
+    let release = pool.hsm.command(["release".as_ref(), "-r".as_ref(), dir.as_os_str()]).start()?;
+    armory.wait_until_reached(second)?;
+    let hsm = &pool.hsm;
+    let change = |file: &Sample| -> Result<()> {
+        File::options().write(true).open(&file.path)?.set_len(LEFT)?;
+        hsm.must("archive", [&file.path]).map(drop)
+    };
+    thread::scope(|scope| {
+        let changes: Vec<_> = files.iter().map(|file| scope.spawn(|| change(file))).collect();
+        // Long enough for who does not have to wait.
+        thread::sleep(patience(Duration::from_secs(1)));
+        armory.let_go(second)?;
+        changes.into_iter().try_for_each(|c| c.join().map_err(|_| anyhow!("panicked"))?)
+    })?;
+    let released = release.finish()?;
+    ensure!(released.code() == 0, "{}", released.describe());
+    let index = Index::read(pool)?;
+    for file in files {
+        let left = Sample { content: Content { size: LEFT, ..file.content }, path: file.path };
+        index.names_the_copy_of(&left.path)?;
+        pool.hsm.must("release", [&left.path])?;
+        left.check()?;
+    }
+    Ok(())
 }
 
 fn an_overtaken_archive_leaves_no_unknown_object(pool: &mut Pool) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -111,6 +112,18 @@ impl Index {
             let meta = fs::metadata(&object)?;
             bail!("nobody knows {} ({} bytes)", object.display(), meta.len());
         }
+        Ok(())
+    }
+
+    /// The object that the inode's record names is the one that is kept for the file.
+    pub(in crate::cases) fn names_the_copy_of(&self, path: &Path) -> Result<()> {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
+        let record = Attributes::new(MARKER_XATTR)?.record(InodeFd::Path(fd.as_fd()))?;
+        let copy = record.and_then(|record| record.archived).context("not archived")?.object;
+        let known = self.state(&handle::of_fd(&fd)?).and_then(|(_, object)| object);
+        ensure!(known == Some(copy), "{}: {copy}, not {known:?}", path.display());
+        ensure!(!self.retired.contains(&copy), "{}: its object is to be deleted", path.display());
         Ok(())
     }
 
