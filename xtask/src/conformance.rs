@@ -113,8 +113,7 @@ fn native(tier: Tier, fs: FsKind, results: &mut Results) -> Result<()> {
     suite.args([
         "test",
         "--quiet",
-        "--package",
-        "hsm-agent",
+        "--workspace",
         "--test",
         "e2e",
         "--",
