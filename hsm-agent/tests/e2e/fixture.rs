@@ -22,7 +22,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use hsm_lab::agent::{Kept, Manager, Watchdog};
 use hsm_lab::hsm::Report;
 use hsm_lab::{
-    Agent, Content, FsKind, Hsm, LoopFs, Output, PoolConfig, Run, Tier, loopfs, patience,
+    Agent, Content, FsKind, Hsm, LoopFs, Output, PoolConfig, Run, Tier, loopfs, patience, threads,
 };
 
 /// After this the agent is killed; every case is far below it on a slow machine.
@@ -121,7 +121,7 @@ pub(crate) fn run(case: &Case, fs: FsKind, dir: &Path) -> Result<()> {
         .unwrap_or_else(|panic| Err(anyhow!("panicked: {}", panic_text(panic.as_ref()))));
     let mut result = result.map_err(|error| {
         let log = pool.agent.as_ref().map(Agent::log_tail).unwrap_or_default();
-        anyhow!("{error:#}\n{log}")
+        anyhow!("{error:#}\n{log}\n{}", threads::standing(&dir))
     });
     if watchdog.barked() {
         result = Err(anyhow!("stopped by the watchdog: {result:?}"));

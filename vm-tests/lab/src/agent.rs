@@ -25,6 +25,7 @@ use rustix::process::Signal;
 use crate::census;
 use crate::pace::patience;
 use crate::run::{kill, kill_group};
+use crate::threads;
 
 /// How long an agent may take until it says that it is ready.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -321,6 +322,7 @@ impl Drop for Watchdog {
 
 fn bark(dir: &Path, limit: Duration) {
     eprintln!("WATCHDOG: not finished after {limit:?}; killing the agent of {}", dir.display());
+    eprintln!("{}", threads::standing(dir));
     // An agent may be started again by the test in the meantime: until nobody is left.
     for _ in 0..100 {
         let processes = census::processes(dir);

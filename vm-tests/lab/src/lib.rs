@@ -8,6 +8,7 @@
 //!   hsm        the command line, its JSON read back
 //!   run        any other program, with a time limit
 //!   readers    many readers of any user
+//!   threads    where an agent stands that does not answer
 //!   s3         an S3 server that can stall
 //!   content    what the bytes must be
 //!   tier       which tier all of this is about
@@ -30,6 +31,7 @@ pub mod run;
 pub mod s3;
 pub mod sandbox;
 pub mod stats;
+pub mod threads;
 pub mod tier;
 mod tools;
 
