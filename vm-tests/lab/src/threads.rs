@@ -30,7 +30,9 @@ pub fn standing(dir: &Path) -> String {
 /// `[<0>] futex_wait+0x6c/0x120` and so on, innermost first; or the number of the system call, or "running".
 fn place(stack: &str, syscall: &str) -> String {
     let function = |line: &str| Some(line.split_whitespace().nth(1)?.split('+').next()?.to_owned());
-    let functions: Vec<_> = stack.lines().filter_map(function).take(DEPTH).collect();
+    let inside = |function: &String| function != "do_syscall_64";
+    let functions: Vec<_> =
+        stack.lines().filter_map(function).take_while(inside).take(DEPTH).collect();
     match syscall.split_whitespace().next() {
         _ if !functions.is_empty() => functions.join(" < "),
         Some("running") | None => "running".to_owned(),
@@ -44,7 +46,7 @@ mod tests {
 
     #[test]
     fn a_place_is_told_as_well_as_it_is_known() {
-        let stack = "[<0>] futex_wait_queue+0x60/0x90\n[<0>] futex_wait+0x158/0x260\n";
+        let stack = "[<0>] futex_wait_queue+0x60/0x90\n[<0>] futex_wait+0x158/0x260\n[<0>] do_syscall_64+0x7b/0x160\n";
         assert_eq!(place(stack, "202 0x0 0x0\n"), "futex_wait_queue < futex_wait");
         assert_eq!(place("", "202 0x0 0x0\n"), "system call 202");
         assert_eq!(place("", "running\n"), "running");
