@@ -11,7 +11,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -21,13 +20,12 @@ use clap::Args;
 use hsm_lab::content::{files_below, hash_file};
 use hsm_lab::sandbox::{self, Role};
 use hsm_lab::{FsKind, LoopFs, Run, Tier};
-use hsm_machine::run::Output;
 use serde_json::Value;
 
 use crate::ebpf;
 use crate::lab::{LIMIT, Lab, build_release, drop_caches, enter, exe};
-use crate::steps::{note, step};
-use crate::vm::{Guest, Machine, job};
+use crate::steps::step;
+use crate::vm;
 
 mod source;
 
@@ -74,22 +72,8 @@ fn guest(options: &Options) -> Result<ExitCode> {
     source::ensure()?;
     ebpf::programs()?;
     build_release()?;
-    let machine = Machine::ordinary().for_tier(options.tier);
-    let mut guest = Guest::new(&machine)?;
-    let program = std::env::current_exe()?.display().to_string();
     let [tier, fs] = [options.tier.name(), options.fs.name()];
-    let command = [&program, "build-project", "--inside-guest", "--tier", tier, "--fs", fs];
-    let job = job(command.map(str::to_owned).to_vec())?;
-    let outcome = guest.run(&job, None, &mut |which, bytes| {
-        // A closed pipe of ours ends nothing in the guest.
-        let _ = match which {
-            Output::Stdout => std::io::stdout().write_all(bytes),
-            Output::Stderr => std::io::stderr().write_all(bytes),
-            Output::Console => Ok(()),
-        };
-    })?;
-    note(&format!("guest: {}", guest.explain(&outcome)));
-    Ok(if outcome.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    vm::again(options.tier, &["build-project", "--inside-guest", "--tier", tier, "--fs", fs])
 }
 
 /// What is built. Optimisation is for the time that it takes: what is compiled is read all the same.

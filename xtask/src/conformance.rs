@@ -110,15 +110,7 @@ fn native(tier: Tier, fs: FsKind, results: &mut Results) -> Result<()> {
     hsm_lab::sandbox::require_root("-E env \"PATH=$PATH\" cargo xtask conformance")?;
     let mut suite = cargo();
     suite.env("HSM_TIER", tier.name()).env("HSM_CASES", fs.name());
-    suite.args([
-        "test",
-        "--quiet",
-        "--workspace",
-        "--test",
-        "e2e",
-        "--",
-        "--color=never",
-    ]);
+    suite.args(["test", "--quiet", "--workspace", "--test", "e2e", "--", "--color=never"]);
     let ok = tee(&mut suite, |line| results.line(line))?;
     ensure!(ok || results.has_failures(), "the suite failed, and no case of it did");
     Ok(())

@@ -13,15 +13,15 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use hsm_lab::readers::{Files, Readers, Tally, Usage};
 use hsm_lab::s3::S3Server;
-use hsm_lab::sandbox::Role;
+use hsm_lab::sandbox::{self, Role};
 use hsm_lab::stats::{bytes, median, percentile};
-use hsm_lab::{Agent, FsKind, Run};
+use hsm_lab::{Agent, FsKind, Run, Tier};
 use serde_json::Value;
 
 use crate::demo::parse_fs;
-use crate::lab::{LIMIT, Lab, drop_caches, enter, exe, timed};
-use crate::setup;
+use crate::lab::{LIMIT, Lab, build_release, drop_caches, enter, exe, timed};
 use crate::steps::{note, step};
+use crate::{ebpf, setup, vm};
 
 /// Options of `cargo xtask overload`.
 #[derive(Args)]
@@ -29,7 +29,8 @@ use crate::steps::{note, step};
     cargo xtask overload                              all parts, about half an hour\n  \
     cargo xtask overload --part blocked --readers 500\n  \
     cargo xtask overload --part many --files 100000 --fs xfs\n  \
-    cargo xtask overload --part storm --storm-readers 1000 --limit recalls_per_user=4")]
+    cargo xtask overload --part storm --storm-readers 1000 --limit recalls_per_user=4\n  \
+    cargo xtask overload --part storm --tier mark-filter    in the guest")]
 pub(crate) struct Options {
     /// Only this part
     #[arg(long)]
@@ -49,9 +50,15 @@ pub(crate) struct Options {
     /// The managed file system
     #[arg(long, default_value = "ext4", value_parser = parse_fs)]
     fs: FsKind,
+    /// The tier: user-filter natively, the others in the guest
+    #[arg(long, default_value_t = Tier::UserFilter)]
+    tier: Tier,
     /// A line of `[limits]` for the agent
     #[arg(long)]
     limit: Vec<String>,
+    /// The guest's part
+    #[arg(long, hide = true)]
+    inside_guest: bool,
     /// The readers' own part
     #[arg(long, hide = true, num_args = 3)]
     readers_inside: Option<Vec<std::ffi::OsString>>,
@@ -86,13 +93,38 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if let Some(arguments) = &options.readers_inside {
         return hsm_lab::readers::run(arguments).map(|()| ExitCode::SUCCESS);
     }
-    if !hsm_lab::sandbox::is_inside() {
+    if !sandbox::is_inside() && !options.inside_guest {
         setup::s3_server()?;
     }
-    match enter("cargo xtask overload")? {
+    if options.tier.has_programs() && !options.inside_guest {
+        return guest(options);
+    }
+    // What is run in the guest was built on the host.
+    let role = if options.inside_guest { sandbox::enter() } else { enter("cargo xtask overload") };
+    match role? {
         Role::Done(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(101))),
         Role::Inside(dir) => inside(options, &dir).map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// The same, in the guest.
+fn guest(options: &Options) -> Result<ExitCode> {
+    ebpf::programs()?;
+    build_release()?;
+    let numbers = [options.readers, options.files, options.storm, options.storm_readers];
+    let [readers, files, storm, storm_readers] = numbers.map(|number| number.to_string());
+    let (tier, fs) = (options.tier.name(), options.fs.name());
+    let mut arguments = vec!["overload", "--inside-guest", "--tier", tier, "--fs", fs];
+    arguments.extend(["--readers", &readers, "--files", &files]);
+    arguments.extend(["--storm", &storm, "--storm-readers", &storm_readers]);
+    let part = options.part.and_then(|part| part.to_possible_value());
+    if let Some(part) = &part {
+        arguments.extend(["--part", part.get_name()]);
+    }
+    for limit in &options.limit {
+        arguments.extend(["--limit", limit]);
+    }
+    vm::again(options.tier, &arguments)
 }
 
 fn inside(options: &Options, dir: &Path) -> Result<()> {
@@ -126,6 +158,7 @@ fn with_lab(
     // A quarter more than what mkfs.ext4 makes inodes for. The image is sparse.
     let image = (files * PER_INODE / 4 * 5).max(2 << 30);
     let lab = Lab::with_config(options.fs, dir, image, &exe()?, |config| {
+        config.tier = Some(options.tier.name().to_owned());
         config.limits.extend(options.limit.iter().cloned());
         config.other_store = store;
     })?;

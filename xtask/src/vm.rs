@@ -21,10 +21,12 @@ use crate::kernel::Series;
 mod binaries;
 mod command;
 mod guest;
+mod inside;
 mod suite;
 
 pub(crate) use binaries::example;
 pub(crate) use guest::{Guest, job};
+pub(crate) use inside::again;
 pub(crate) use suite::Part;
 
 /// Options of `cargo xtask vm`.
