@@ -40,6 +40,7 @@ pub(super) struct Api {
     pub(super) started: Instant,
     pub(super) default_jobs: usize,
     pub(super) release_batch: usize,
+    pub(super) places: Places,
     pub(super) stop: CancellationToken,
 }
 
@@ -105,6 +106,7 @@ impl AgentApi for Api {
             cancel: both,
             default_jobs: self.default_jobs,
             release_batch: self.release_batch,
+            places: self.places.for_a_job(peer.is_root()),
         };
         let done = tokio::task::spawn_blocking(move || jobs::run(&job)).await;
         watcher.abort();

@@ -8,7 +8,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Descriptors of the engine that are not for readers who wait.
+use super::jobs;
+
+/// Descriptors of the engine that are neither for readers who wait nor for the files of jobs.
 const SPARE_DESCRIPTORS: u64 = 1024;
 
 /// Readers who may wait.
@@ -24,7 +26,8 @@ impl Room {
     /// What is configured, as far as `descriptors` have room for it. Then too a user gets at most three
     /// quarters.
     pub fn new(total: u32, per_user: u32, descriptors: u64) -> Self {
-        let most = descriptors.saturating_sub(SPARE_DESCRIPTORS).max(descriptors / 2);
+        let others = jobs::for_jobs(descriptors) + SPARE_DESCRIPTORS;
+        let most = descriptors.saturating_sub(others).max(descriptors / 2);
         let total = usize::try_from(most).unwrap_or(usize::MAX).min(total as usize).max(1);
         let mut per_user = (per_user as usize).min(total);
         if (total as u64) == most {
@@ -121,7 +124,7 @@ mod tests {
     #[test]
     fn descriptors_bound_what_is_configured() {
         assert_eq!(Room::new(100, 50, 1 << 20), Room { total: 100, per_user: 50 });
-        assert_eq!(Room::new(32_768, 16_384, 9_024), Room { total: 8000, per_user: 6000 });
+        assert_eq!(Room::new(32_768, 16_384, 12_032), Room { total: 8000, per_user: 6000 });
         assert_eq!(Room::new(10, 20, 1 << 20), Room { total: 10, per_user: 10 });
         assert_eq!(Room::new(1000, 1000, 100), Room { total: 50, per_user: 38 });
     }

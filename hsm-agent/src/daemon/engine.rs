@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::api::Api;
 use super::canary;
 use super::crowd::{Crowd, Room};
+use super::jobs::Places;
 use super::link::{Incoming, Link};
 use super::lock::{AgentLock, LockError};
 use super::metrics::Metrics;
@@ -143,6 +144,7 @@ struct Engine {
     unseen: Vec<Arc<Pool>>,
     workers: Arc<Workers>,
     crowd: Arc<Crowd>,
+    places: Places,
     programs: Programs,
     second_net: Arc<SecondNet>,
     link: Arc<Link>,
@@ -199,6 +201,7 @@ impl Engine {
             unseen,
             workers: shared.workers,
             crowd: shared.crowd,
+            places: Places::new(descriptors),
             programs,
             second_net: shared.second_net,
             link: Arc::clone(link),
@@ -278,6 +281,7 @@ impl Engine {
             started: Instant::now(),
             default_jobs: config.limits.bulk_jobs as usize,
             release_batch: config.limits.release_batch as usize,
+            places: self.places.clone(),
             stop: stop.clone(),
         });
         let socket = ControlSocket::bind(&config.agent.socket)?;

@@ -4,7 +4,9 @@
 //! files.
 
 mod ops;
+mod places;
 mod runner;
 pub(super) mod scan;
 
+pub(super) use places::{Places, for_jobs};
 pub(super) use runner::{Job, run};

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use tokio::sync::mpsc::Sender;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::ops;
@@ -20,10 +21,12 @@ use crate::control::types::{FileReport, JobEvent, JobRequest, Op, Reason};
 use crate::control::{ApiError, ApiErrorKind};
 use crate::core::{FileKey, Subtrees};
 use crate::daemon::outcome::{Candidate, FileOutcome};
-use crate::daemon::pool::Pool;
+use crate::daemon::pool::{FileRef, Pool};
 use crate::scanner::{Found, Walker, relative_to};
+use crate::sys::inode;
 
-/// Candidates that may wait between walker and workers: each holds a descriptor.
+/// Candidates that may wait between walker and workers, if there are places for so many ([`super::places`]); and other
+/// names that may wait for the end.
 const QUEUE: usize = 4096;
 /// Pause between two progress reports.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(200);
@@ -44,6 +47,8 @@ pub(crate) struct Job {
     pub default_jobs: usize,
     /// Files per release batch.
     pub release_batch: usize,
+    /// A place for each file that it has in its hands.
+    pub places: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -59,6 +64,15 @@ struct Progress {
 struct Item {
     pool: Arc<Pool>,
     candidate: Candidate,
+    /// Given back when it is done.
+    place: OwnedSemaphorePermit,
+}
+
+/// What a worker finds in the queue.
+enum Next {
+    Item(Item),
+    /// No place is free for more: work off what there is.
+    NoMore,
 }
 
 /// Other names of files that this job has met already. They come last, when the first name is
@@ -66,7 +80,27 @@ struct Item {
 #[derive(Default)]
 struct OtherNames {
     seen: HashSet<(String, FileKey)>,
-    later: Vec<Item>,
+    later: Vec<Later>,
+}
+
+/// Another name, without a descriptor.
+struct Later {
+    pool: Arc<Pool>,
+    file: FileRef,
+    name: PathBuf,
+    named: bool,
+}
+
+impl Later {
+    /// Looks at the file again.
+    fn candidate(self) -> Result<Candidate, (PathBuf, FileOutcome)> {
+        let Self { pool, file, name, named } = self;
+        let opened = pool.open_path(&file).and_then(|path| Ok((inode::stat(&path)?, path)));
+        match opened {
+            Ok((stat, path)) => Ok(Candidate { file, path, name, stat, named }),
+            Err(error) => Err((name, FileOutcome::io("it cannot be looked at", &error))),
+        }
+    }
 }
 
 /// Runs the job on this thread and a few more.
@@ -89,12 +123,15 @@ pub(crate) fn run(job: &Job) -> Result<(), ApiError> {
         finder.find(&include, &exclude);
         progress.walked.store(true, Ordering::Relaxed);
     });
-    for item in names.later {
+    for later in names.later {
         if job.cancelled() {
             break;
         }
-        let pool = Arc::clone(&item.pool);
-        run_batch(job, &pool, vec![item], &progress);
+        let pool = Arc::clone(&later.pool);
+        match later.candidate() {
+            Ok(candidate) => run_batch(job, &pool, vec![candidate], &progress),
+            Err((name, outcome)) => job.report(&name, outcome),
+        }
     }
     Ok(())
 }
@@ -157,7 +194,7 @@ impl Job {
 
 struct Finder<'a> {
     job: &'a Job,
-    queue: SyncSender<Item>,
+    queue: SyncSender<Next>,
     progress: &'a Progress,
     names: &'a mut OtherNames,
 }
@@ -221,22 +258,41 @@ impl Finder<'_> {
         self.progress.found_bytes.fetch_add(candidate.stat.size, Ordering::Relaxed);
         let identity = || (pool.config.name.clone(), candidate.file.key.clone());
         let several = candidate.stat.links > 1 || candidate.named;
-        // Each holds a descriptor; past the limit the worst that happens is "busy".
+        // Past the limit the worst that happens is "busy".
         let again =
             several && !self.names.seen.insert(identity()) && self.names.later.len() < QUEUE;
-        let item = Item { pool: Arc::clone(pool), candidate };
+        let pool = Arc::clone(pool);
         if again {
-            self.names.later.push(item);
+            let Candidate { file, name, named, .. } = candidate;
+            self.names.later.push(Later { pool, file, name, named });
             return ControlFlow::Continue(());
         }
-        match self.queue.send(item) {
+        let Some(place) = self.place(&pool) else { return ControlFlow::Break(()) };
+        match self.queue.send(Next::Item(Item { pool, candidate, place })) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         }
     }
+
+    /// Waits for a place. Meanwhile no worker waits for more files with some in his hands: their places would
+    /// never be free. `None`: the job is over.
+    fn place(&self, pool: &Pool) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(&self.job.places).try_acquire_owned() {
+            return Some(place);
+        }
+        self.queue.send(Next::NoMore).ok()?;
+        let place = Arc::clone(&self.job.places).acquire_owned();
+        pool.runtime.block_on(async {
+            tokio::select! {
+                place = place => place.ok(),
+                () = self.job.cancel.cancelled() => None,
+                () = self.job.events.closed() => None,
+            }
+        })
+    }
 }
 
-fn work(job: &Job, items: &Mutex<Receiver<Item>>, progress: &Progress) {
+fn work(job: &Job, items: &Mutex<Receiver<Next>>, progress: &Progress) {
     let limit = ops::batch_limit(job);
     loop {
         let batch = fill(items, limit);
@@ -250,10 +306,12 @@ fn work(job: &Job, items: &Mutex<Receiver<Item>>, progress: &Progress) {
         let pool = Arc::clone(&batch[0].pool);
         let (same, other): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|i| Arc::ptr_eq(&i.pool, &pool));
+        let (same, places): (Vec<_>, Vec<_>) =
+            same.into_iter().map(|item| (item.candidate, item.place)).unzip();
         run_batch(job, &pool, same, progress);
+        drop(places);
         for item in other {
-            let pool = Arc::clone(&item.pool);
-            run_batch(job, &pool, vec![item], progress);
+            run_batch(job, &item.pool, vec![item.candidate], progress);
         }
     }
 }
@@ -265,20 +323,25 @@ pub(super) struct BatchLimit {
     pub(super) bytes: u64,
 }
 
-fn fill(items: &Mutex<Receiver<Item>>, limit: BatchLimit) -> Vec<Item> {
+/// The next batch; an empty one: there is nothing more.
+fn fill(items: &Mutex<Receiver<Next>>, limit: BatchLimit) -> Vec<Item> {
     let items = items.lock().unwrap_or_else(PoisonError::into_inner);
     let mut batch = Vec::new();
     let mut bytes = 0;
     while batch.len() < limit.files && bytes < limit.bytes {
-        let Ok(item) = items.recv() else { break };
-        bytes += item.candidate.stat.size;
-        batch.push(item);
+        match items.recv() {
+            Ok(Next::Item(item)) => {
+                bytes += item.candidate.stat.size;
+                batch.push(item);
+            }
+            Ok(Next::NoMore) if batch.is_empty() => {}
+            Ok(Next::NoMore) | Err(_) => break,
+        }
     }
     batch
 }
 
-fn run_batch(job: &Job, pool: &Arc<Pool>, batch: Vec<Item>, progress: &Progress) {
-    let candidates: Vec<_> = batch.into_iter().map(|i| i.candidate).collect();
+fn run_batch(job: &Job, pool: &Arc<Pool>, candidates: Vec<Candidate>, progress: &Progress) {
     let (mine, foreign): (Vec<_>, Vec<_>) =
         candidates.into_iter().partition(|c| job.peer.is_root() || c.stat.uid == job.peer.uid);
     for candidate in foreign {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use hsm_lab::run::kill;
 use hsm_lab::{Content, PoolConfig, patience};
 use rustix::io::Errno;
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use super::cases;
 use crate::fixture::{Pool, STOP_LIMIT, Sample};
@@ -37,6 +37,7 @@ cases! {
     }; needs WholeWatch,
     a_restarted_agent_serves_its_offline_files,
     a_lost_catalogue_is_rebuilt,
+    trees_of_more_files_than_descriptors_are_released,
 }
 
 type Readers = Vec<JoinHandle<std::io::Result<Vec<u8>>>>;
@@ -418,4 +419,32 @@ fn a_lost_catalogue_is_rebuilt(pool: &mut Pool) -> Result<()> {
     file.check()?;
     pool.hsm.must("release", [&other])?;
     other.check()
+}
+
+fn trees_of_more_files_than_descriptors_are_released(pool: &mut Pool) -> Result<()> {
+    const DESCRIPTORS: u64 = 512;
+    const FILES: u64 = 700;
+    let dir = pool.path("d");
+    fs::create_dir(&dir)?;
+    for n in 0..FILES {
+        Content::new(n, 3000 + n).write(&dir.join(n.to_string()))?;
+    }
+    let sample = Sample { path: dir.join("7"), content: Content::new(7, 3007) };
+    // The engine inherits it.
+    let limit = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
+    let agent = pool.agent()?;
+    let (holder, before) = (Pid::from_raw(agent.holder()).context("no holder")?, agent.engines());
+    prlimit(Some(holder), Resource::Nofile, limit)?;
+    ensure!(agent.kill_engine() == 1, "no engine was killed");
+    let end = Instant::now() + patience(Duration::from_secs(20));
+    while pool.agent()?.engines() == before || pool.hsm.status().is_err() {
+        ensure!(Instant::now() < end, "no engine came back");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let engine = pool.agent()?.engines().first().copied().and_then(Pid::from_raw);
+    let had = prlimit(engine, Resource::Nofile, limit)?;
+    ensure!(had.maximum == Some(DESCRIPTORS), "the engine has another limit: {had:?}");
+    let count = pool.offline_tree(&dir)?;
+    ensure!(count as u64 == FILES, "{count} files are offline");
+    sample.check()
 }
