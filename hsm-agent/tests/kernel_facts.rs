@@ -5,12 +5,13 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use hsm_agent::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 use hsm_agent::sys::fanotify::{
@@ -138,12 +139,12 @@ fn invisible_descriptors_raise_no_events() {
         assert_eq!(listener.seen(), 0, "an ignored inode raised an event");
         assert!(listener.group.unignore_inode(MarkTarget::Fd(fd.as_fd()), WATCHED).unwrap());
         // A lease is held while the data goes: an event here would wait for ourselves.
-        assert!(lease::set(&fd, LeaseKind::Write).unwrap());
+        take_soon(fd.as_fd(), LeaseKind::Write);
         let before = inode::stat(&fd).unwrap();
         xattr::set(&fd, c"security.bpf.hsm", b"x").unwrap();
         space::punch_all(&fd, before.size).unwrap();
         inode::restore_times(&fd, &before).unwrap();
-        assert!(lease::set(&fd, LeaseKind::Write).unwrap());
+        take_soon(fd.as_fd(), LeaseKind::Write);
         let after = inode::stat(&fd).unwrap();
         assert_eq!((before.mtime_ns, before.size), (after.mtime_ns, after.size));
         assert!(after.allocated <= 8192, "{after:?}");
@@ -175,6 +176,15 @@ fn a_read_lease_on_the_event_descriptor_tells_readers_from_writers() {
     });
 }
 
+/// Another test of this process may be starting a program: until its exec the child has our files open too.
+fn take_soon(fd: BorrowedFd<'_>, kind: LeaseKind) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !lease::set(fd, kind).unwrap() {
+        assert!(Instant::now() < end, "no lease on a file that nobody else has open");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn an_exclusive_lease_fails_while_an_opener_waits_for_its_answer() {
     on_each_fs(|dir| {
@@ -185,7 +195,7 @@ fn an_exclusive_lease_fails_while_an_opener_waits_for_its_answer() {
         group.ignore_inode(MarkTarget::Path(path.as_fd()), WATCHED).unwrap();
         let mine = InvisibleOpener::new().unwrap().open(path.as_fd()).unwrap();
         group.unignore_inode(MarkTarget::Path(path.as_fd()), WATCHED).unwrap();
-        assert!(lease::set(&mine, LeaseKind::Write).unwrap());
+        take_soon(mine.as_fd(), LeaseKind::Write);
         let f = file.clone();
         let opener = std::thread::spawn(move || File::open(f).map(drop));
         std::thread::sleep(std::time::Duration::from_millis(200));

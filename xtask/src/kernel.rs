@@ -107,12 +107,6 @@ pub(crate) fn beside(flavours: &'static [Flavour]) -> JoinHandle<Result<()>> {
     std::thread::spawn(|| flavours.iter().try_for_each(|flavour| ensure(*flavour).map(drop)))
 }
 
-/// Whether [`ensure`] has nothing to do.
-pub(crate) fn is_built(flavour: Flavour) -> Result<bool> {
-    let dir = setup::cache_dir()?.join("kernel");
-    Ok(dir.is_dir() && Recipe::read(flavour)?.built(&dir)?.is_some())
-}
-
 /// What a kernel is made from, besides the source.
 struct Recipe {
     flavour: Flavour,

@@ -233,8 +233,9 @@ struct GuestPart {
     tier: Tier,
     /// Names of tests begin so, ordinarily. (The end-to-end suite takes a selection instead.)
     ordinary_filter: Option<&'static str>,
-    /// What is tried ordinarily: what differs most from the other tiers.
-    ordinary: &'static str,
+    /// What is tried ordinarily: what differs most from the other tiers. `None`: nothing; a second kernel, and its
+    /// suites, are a long wait.
+    ordinary: Option<&'static str>,
     /// What is tried with `--all`.
     all: &'static str,
 }
@@ -245,15 +246,15 @@ const GUEST_PARTS: [GuestPart; 5] = [
         name: "guest: kernel programs alone",
         tier: Tier::LsmFilter,
         ordinary_filter: Some("ext4::"),
-        ordinary: "",
+        ordinary: Some(""),
         all: "",
     },
     GuestPart {
         test: MARK_FILTER,
         name: "guest: the filter on the mark alone",
         tier: Tier::MarkFilter,
-        ordinary_filter: Some("ext4::"),
-        ordinary: "",
+        ordinary_filter: None,
+        ordinary: None,
         all: "",
     },
     // On one file system all but the fail points, which take as long again and are walked on the host, and what
@@ -263,7 +264,7 @@ const GUEST_PARTS: [GuestPart; 5] = [
         name: "guest: tier lsm-filter",
         tier: Tier::LsmFilter,
         ordinary_filter: None,
-        ordinary: "ext4:reading,ext4:guarded,ext4:ways",
+        ordinary: Some("ext4:reading,ext4:guarded,ext4:ways"),
         all: "ext4:reading,ext4:copying,ext4:workloads,ext4:programs,ext4:mapping,\
             ext4:syscalls,ext4:modifying,ext4:files,ext4:mounts,ext4:refusing,ext4:luck,\
             ext4:processes,ext4:deadlocks,ext4:torture,ext4:ways,ext4:nfs,ext4:subtrees,\
@@ -276,7 +277,7 @@ const GUEST_PARTS: [GuestPart; 5] = [
         name: "guest: tier mark-filter",
         tier: Tier::MarkFilter,
         ordinary_filter: None,
-        ordinary: "ext4:marked",
+        ordinary: None,
         all: "ext4:marked,ext4:subtrees,ext4:mappings_that_grow_read_identical_bytes,ext4:reading,ext4:copying,ext4:refusing,ext4:guarded,\
             xfs:marked,btrfs:marked",
     },
@@ -286,14 +287,13 @@ const GUEST_PARTS: [GuestPart; 5] = [
         name: "guest: tier user-filter",
         tier: Tier::UserFilter,
         ordinary_filter: None,
-        ordinary: "ext4:reading",
+        ordinary: Some("ext4:reading"),
         all: "ext4:reading,ext4:a_changed_configuration_never_mixes_pools_up,xfs:syscalls,btrfs:modifying",
     },
 ];
 
 const STOCK: Flavour = Flavour { series: Series::Stock, debug: false };
 
-/// Whose own tests are run ordinarily only where it is there: a second kernel is a long wait for who begins.
 const PATCHED: Flavour = Flavour { series: Series::Patched, debug: false };
 
 /// The kernels that the guest will need are built while other suites leave the processors idle.
@@ -317,13 +317,13 @@ fn guest(options: &Options, report: &mut Report) -> Result<()> {
         if skipped(name, options, report) {
             continue;
         }
-        if tier == Tier::MarkFilter && !options.is_all() && !kernel::is_built(PATCHED)? {
-            let why = "the patched kernel is not built yet: cargo xtask kernel --patched, or --all";
+        let selection = if options.is_all() { Some(all) } else { ordinary };
+        if selection.is_none() {
+            let why = "it needs the patched kernel: --all, or cargo xtask vm --tier mark-filter";
             report.push(name, Verdict::NotAsked(why.to_owned()), std::time::Duration::ZERO);
             continue;
         }
         let filter = options.filter.as_deref().or(ordinary_filter.filter(|_| !options.is_all()));
-        let selection = Some(if options.is_all() { all } else { ordinary });
         let arguments = filter.map(str::to_owned).into_iter().collect();
         let part = vm::Part { test, name, tier, arguments, selection };
         let begin = Instant::now();
