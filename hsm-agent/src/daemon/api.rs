@@ -12,7 +12,7 @@ use tokio::sync::mpsc::Sender;
 use tokio_util::sync::CancellationToken;
 
 use super::crowd::Crowd;
-use super::jobs::{self, Job};
+use super::jobs::{self, Job, Places};
 use super::outcome::Candidate;
 use super::pool::Pool;
 use super::programs::Programs;
