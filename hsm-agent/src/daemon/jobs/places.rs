@@ -54,7 +54,7 @@ mod tests {
         assert_eq!((places(524_288, true), places(524_288, false)), (21_845, 2730));
         assert_eq!((places(4096, true), places(4096, false)), (170, 21));
         assert_eq!((places(64, true), places(64, false)), (LEAST, LEAST));
-        assert_eq!(places(u64::MAX, true), Semaphore::MAX_PERMITS);
+        assert!(places(u64::MAX, true) <= Semaphore::MAX_PERMITS, "no limit");
     }
 
     #[test]
