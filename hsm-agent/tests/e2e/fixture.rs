@@ -452,6 +452,13 @@ impl Pool {
         Ok(files)
     }
 
+    /// The number of the object that an archived file has.
+    pub(crate) fn object_of(&self, path: &Path) -> Result<String> {
+        let state = self.hsm.state(path)?.json;
+        let object = state.get("object").and_then(|object| object.as_str());
+        Ok(object.with_context(|| format!("{}: no object", path.display()))?.to_owned())
+    }
+
     /// The one object that archiving this one file made.
     pub(crate) fn offline_with_object(
         &mut self,

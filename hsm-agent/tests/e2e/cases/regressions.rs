@@ -535,15 +535,14 @@ fn a_copied_marker_is_told_and_takes_nothing_away(pool: &mut Pool) -> Result<()>
     let offline = pool.offline_file("offline", MIB)?;
     let file = pool.file("copied-to", MIB)?;
     pool.hsm.must("archive", [&file])?;
-    let state = pool.hsm.state(&file.path)?.json;
-    let object = state.get("object").and_then(|o| o.as_str()).context("no object")?;
+    let object = pool.object_of(&file.path)?;
     pool.stop()?;
     let mut marker = [0; 256];
     let n = rustix::fs::getxattr(&offline.path, MARKER, &mut marker)?;
     let flags = rustix::fs::XattrFlags::empty();
     pool.unguarded(|| Ok(rustix::fs::setxattr(&file.path, MARKER, &marker[..n], flags)?))?;
     // As if the agent had died on the way to release this very file.
-    let database = cut_off_releases(pool, &[(&file.path, object)])?;
+    let database = cut_off_releases(pool, &[(&file.path, &object)])?;
     pool.start()?;
     let log = pool.agent()?.log();
     ensure!(log.contains("copied-to") && log.contains("given up"), "the log does not say so");
@@ -578,12 +577,6 @@ fn cut_off_releases(pool: &Pool, files: &[(&Path, &str)]) -> Result<PathBuf> {
     Ok(database)
 }
 
-/// What the marker names.
-fn object_of(pool: &Pool, path: &Path) -> Result<String> {
-    let state = pool.hsm.state(path)?.json;
-    Ok(state.get("object").and_then(|o| o.as_str()).context("no object")?.to_owned())
-}
-
 /// As if it had never been taken away.
 fn put_back(path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
     let times = std::fs::metadata(path)?;
@@ -598,7 +591,7 @@ fn a_cut_off_release_is_finished_once_the_file_is_free(pool: &mut Pool) -> Resul
     let file = pool.file("in-use", 3 * MIB)?;
     let bytes = std::fs::read(&file.path)?;
     pool.offline(&file.path)?;
-    let object = object_of(pool, &file.path)?;
+    let object = pool.object_of(&file.path)?;
     pool.stop()?;
     let open = pool.unguarded(|| {
         put_back(&file.path, &bytes[..MIB as usize], 0)?;
@@ -627,7 +620,7 @@ fn a_cut_off_release_is_finished_once_the_file_is_free(pool: &mut Pool) -> Resul
 /// recalled afterwards, with the map that vouches for them.
 fn a_release_that_came_to_its_end_is_not_done_again(pool: &mut Pool) -> Result<()> {
     let file = pool.offline_file("file", 8 * MIB)?;
-    let object = object_of(pool, &file.path)?;
+    let object = pool.object_of(&file.path)?;
     let args = [file.path.display().to_string(), (2 * MIB).to_string(), "1000".to_owned()];
     file.content.check_range(2 * MIB, &pool.helper("pread", args)?.ok()?.stdout)?;
     pool.assert_state(&file.path, &["partial"])?;
@@ -649,7 +642,7 @@ fn a_cut_off_release_takes_only_what_its_object_has(pool: &mut Pool) -> Result<(
     let mut objects = Vec::new();
     for file in [&left, &written] {
         pool.offline(&file.path)?;
-        objects.push(object_of(pool, &file.path)?);
+        objects.push(pool.object_of(&file.path)?);
     }
     pool.stop()?;
     let put = |path: &Path, bytes: &[u8]| put_back(path, bytes, LEFT.start as u64);

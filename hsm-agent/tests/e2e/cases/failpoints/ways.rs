@@ -298,8 +298,7 @@ fn flip(tree: &Tree) -> Result<()> {
 
 /// The last chunk is the smallest by far: it is in place before the first one is known to be bad.
 fn damage(pool: &Pool, tree: &mut Tree) -> Result<()> {
-    let state = pool.hsm.state(&tree.large()?.path)?.json;
-    let object = state.get("object").and_then(|object| object.as_str()).context("no object")?;
+    let object = pool.object_of(&tree.large()?.path)?;
     let path = pool.store().join(ObjectKey::new(object.parse()?).to_string());
     tree.damage = Some((path, MIB / 2));
     flip(tree)
