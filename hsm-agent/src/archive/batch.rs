@@ -66,7 +66,7 @@ struct Ready {
     record: Record,
     /// Names of the attributes that go into the object.
     names: Vec<CString>,
-    _claim: Claim,
+    claim: Claim,
 }
 
 fn prepare(
@@ -149,7 +149,7 @@ fn acquire(
     let id = ObjectId::random_in(shard);
     reach(Point::ArchiveLeased);
     let (record, names) = (seen.record.unwrap_or_default(), seen.others);
-    let file = Ready { lease, fd, stat, generation, id, record, names, _claim: claim };
+    let file = Ready { lease, fd, stat, generation, id, record, names, claim };
     if vouch_again(pool, candidate, &file) {
         return Err(FileOutcome::already("archived; its content was compared"));
     }
@@ -208,6 +208,7 @@ fn store_all(
     reach(Point::ArchiveFlushed);
     let mut catalogue = Batch::default();
     let mut outcomes = Vec::new();
+    let mut claims = Vec::new();
     for (((index, file), uploaded), intent) in ready.into_iter().zip(uploaded).zip(intents) {
         // The object is durable before the record says so.
         let result = uploaded
@@ -215,11 +216,15 @@ fn store_all(
             .and_then(|()| verify(pool, &file))
             .and_then(|()| write_record(pool, &batch[index], &file));
         outcomes.push((index, finish(pool, &batch[index], &file, result, intent, &mut catalogue)));
+        claims.push(file.claim);
     }
     if let Err(error) = pool.catalog.commit(&catalogue) {
         tracing::warn!(%error, "catalogue not updated; the next start will");
     }
     reach(Point::ArchiveCommitted);
+    // Not before the rows are in, as in a release: a file that were changed and archived again meanwhile would
+    // get this older row back, and lose its newer copy.
+    drop(claims);
     outcomes
 }
 

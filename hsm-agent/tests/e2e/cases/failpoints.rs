@@ -47,6 +47,7 @@ cases! {
     an_overtaken_archive_leaves_no_unknown_object with with_failpoints,
     a_cut_during_a_release_is_never_under_a_marker with with_failpoints,
     a_release_puts_no_older_row_back with with_failpoints,
+    an_archive_puts_no_older_row_back with with_failpoints,
     an_orphan_that_recovers_does_not_wait_for_its_successor with with_failpoints,
 }
 
@@ -157,6 +158,39 @@ fn a_release_puts_no_older_row_back(pool: &mut Pool) -> Result<()> {
         left.check()?;
     }
     Ok(())
+}
+
+/// The same of two files that are archived together: the second one's archive is overtaken.
+fn an_archive_puts_no_older_row_back(pool: &mut Pool) -> Result<()> {
+    const LEFT: u64 = 10_000;
+    let armory = Armory::new(&pool.config)?;
+    let dir = pool.path("d");
+    fs::create_dir(&dir)?;
+    let files = (0..2).map(|n| pool.file(format!("d/{n}"), 20_000)).collect::<Result<Vec<_>>>()?;
+    let second = Point::ArchiveRecorded;
+    armory.arm(second, "pause", 2)?;
+    let archive = pool.hsm.command(["archive".as_ref(), "-r".as_ref(), dir.as_os_str()]).start()?;
+    armory.wait_until_reached(second)?;
+    let hsm = &pool.hsm;
+    let change = |file: &Sample| -> Result<()> {
+        File::options().write(true).open(&file.path)?.set_len(LEFT)?;
+        let end = Instant::now() + patience(Duration::from_secs(20));
+        // Busy as long as the other archive has it.
+        while hsm.must("archive", [&file.path]).is_err() {
+            ensure!(Instant::now() < end, "{} cannot be archived", file.path.display());
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let changes: Vec<_> = files.iter().map(|file| scope.spawn(|| change(file))).collect();
+        // Long enough for who does not have to wait.
+        thread::sleep(patience(Duration::from_secs(1)));
+        armory.let_go(second)?;
+        changes.into_iter().try_for_each(|c| c.join().map_err(|_| anyhow!("panicked"))?)
+    })?;
+    drop(archive.finish()?);
+    let index = Index::read(pool)?;
+    files.iter().try_for_each(|file| index.names_the_copy_of(&file.path))
 }
 
 fn an_overtaken_archive_leaves_no_unknown_object(pool: &mut Pool) -> Result<()> {
