@@ -25,7 +25,7 @@ use serde_json::Value;
 use crate::ebpf;
 use crate::lab::{LIMIT, Lab, build_release, drop_caches, enter, exe};
 use crate::steps::step;
-use crate::vm;
+use crate::vm::{self, Machine};
 
 mod source;
 
@@ -73,7 +73,10 @@ fn guest(options: &Options) -> Result<ExitCode> {
     ebpf::programs()?;
     build_release()?;
     let [tier, fs] = [options.tier.name(), options.fs.name()];
-    vm::again(options.tier, &["build-project", "--inside-guest", "--tier", tier, "--fs", fs])
+    vm::again(
+        &Machine::ordinary().for_tier(options.tier),
+        &["build-project", "--inside-guest", "--tier", tier, "--fs", fs],
+    )
 }
 
 /// What is built. Optimisation is for the time that it takes: what is compiled is read all the same.

@@ -21,7 +21,8 @@ use serde_json::Value;
 use crate::demo::parse_fs;
 use crate::lab::{LIMIT, Lab, build_release, drop_caches, enter, exe, timed};
 use crate::steps::{note, step};
-use crate::{ebpf, setup, vm};
+use crate::vm::{self, Machine};
+use crate::{ebpf, setup};
 
 /// Options of `cargo xtask overload`.
 #[derive(Args)]
@@ -124,7 +125,7 @@ fn guest(options: &Options) -> Result<ExitCode> {
     for limit in &options.limit {
         arguments.extend(["--limit", limit]);
     }
-    vm::again(options.tier, &arguments)
+    vm::again(&Machine::ordinary().for_tier(options.tier), &arguments)
 }
 
 fn inside(options: &Options, dir: &Path) -> Result<()> {

@@ -25,7 +25,6 @@ mod inside;
 mod suite;
 
 pub(crate) use binaries::example;
-pub(crate) use guest::{Guest, job};
 pub(crate) use inside::again;
 pub(crate) use suite::Part;
 

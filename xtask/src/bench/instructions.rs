@@ -7,21 +7,18 @@
 //! way of watching.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use hsm_lab::{FsKind, LoopFs};
-use hsm_machine::run::Output;
 use rustix::fs::{Mode, OFlags};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::ebpf;
 use crate::lab::{Lab, build_release, drop_caches, exe};
-use crate::steps::note;
-use crate::vm::{Guest, Machine, job};
+use crate::vm::{self, Machine};
 
 /// Opens per measurement.
 const LOOPS: u64 = 2000;
@@ -34,22 +31,7 @@ const ROUNDS: u32 = 5;
 pub(crate) fn host(fs: FsKind) -> Result<ExitCode> {
     ebpf::programs()?;
     build_release()?;
-    let machine = Machine::counting();
-    let mut guest = Guest::new(&machine)?;
-    let program = std::env::current_exe()?;
-    let command =
-        [&program.display().to_string(), "bench", "--instructions-inside", "--fs", fs.name()];
-    let job = job(command.map(str::to_owned).to_vec())?;
-    let outcome = guest.run(&job, None, &mut |which, bytes| {
-        // A closed pipe of ours ends nothing in the guest.
-        let _ = match which {
-            Output::Stdout => std::io::stdout().write_all(bytes),
-            Output::Stderr => std::io::stderr().write_all(bytes),
-            Output::Console => Ok(()),
-        };
-    })?;
-    note(&format!("guest: {}", guest.explain(&outcome)));
-    Ok(if outcome.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    vm::again(&Machine::counting(), &["bench", "--instructions-inside", "--fs", fs.name()])
 }
 
 /// Instructions per call, of each of the things that are measured.

@@ -419,7 +419,8 @@ fn restarts(pool: &Pool) -> Option<u64> {
     pool.hsm.status().ok()?.get("engine_restarts")?.as_u64()
 }
 
-fn wait_for_restarts(pool: &Pool, count: u64) -> Result<()> {
+/// So many engines came back.
+pub(super) fn wait_for_restarts(pool: &Pool, count: u64) -> Result<()> {
     let end = Instant::now() + patience(Duration::from_secs(20));
     while restarts(pool).is_none_or(|restarts| restarts < count) {
         ensure!(Instant::now() < end, "no engine came back");

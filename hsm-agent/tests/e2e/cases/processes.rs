@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use super::cases;
+use super::failpoints::wait_for_restarts;
 use crate::fixture::{Pool, STOP_LIMIT, Sample};
 
 const MIB: u64 = 1 << 20;
@@ -433,14 +434,10 @@ fn trees_of_more_files_than_descriptors_are_released(pool: &mut Pool) -> Result<
     // The engine inherits it.
     let limit = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
     let agent = pool.agent()?;
-    let (holder, before) = (Pid::from_raw(agent.holder()).context("no holder")?, agent.engines());
+    let holder = Pid::from_raw(agent.holder()).context("no holder")?;
     prlimit(Some(holder), Resource::Nofile, limit)?;
     ensure!(agent.kill_engine() == 1, "no engine was killed");
-    let end = Instant::now() + patience(Duration::from_secs(20));
-    while pool.agent()?.engines() == before || pool.hsm.status().is_err() {
-        ensure!(Instant::now() < end, "no engine came back");
-        thread::sleep(Duration::from_millis(20));
-    }
+    wait_for_restarts(pool, 1)?;
     let engine = pool.agent()?.engines().first().copied().and_then(Pid::from_raw);
     let had = prlimit(engine, Resource::Nofile, limit)?;
     ensure!(had.maximum == Some(DESCRIPTORS), "the engine has another limit: {had:?}");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -117,8 +117,7 @@ impl Index {
 
     /// The object that the inode's record names is the one that is kept for the file.
     pub(in crate::cases) fn names_the_copy_of(&self, path: &Path) -> Result<()> {
-        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
+        let fd = named(path)?;
         let record = Attributes::new(MARKER_XATTR)?.record(InodeFd::Path(fd.as_fd()))?;
         let copy = record.and_then(|record| record.archived).context("not archived")?.object;
         let known = self.state(&handle::of_fd(&fd)?).and_then(|(_, object)| object);
@@ -173,6 +172,12 @@ fn looks(file: &Planted, turn: &Turn, when: When) -> Result<()> {
     Ok(())
 }
 
+/// The file, without opening it.
+fn named(path: &Path) -> Result<OwnedFd> {
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?)
+}
+
 /// Marker, record and catalogue say the same, and the object is there.
 fn state(
     pool: &Pool,
@@ -182,11 +187,7 @@ fn state(
     turn: &Turn,
 ) -> Result<()> {
     let path = &file.sample.path;
-    let fd = rustix::fs::open(
-        path,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?;
+    let fd = named(path)?;
     let (key, on) = (handle::of_fd(&fd)?, InodeFd::Path(fd.as_fd()));
     let marker = attributes.marker(on)?;
     let facts: Facts = attributes.facts(on, &inode::stat(&fd)?, Some(&key))?;
