@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -335,28 +335,40 @@ fn nobody_gets_a_file_whose_release_died(lab: &Lab) -> Result<()> {
     fs::write(&path, content)?;
     lab.cover(Mode::Guard)?;
     let agent = lab.serve("dies", &path)?;
-    let end = Instant::now() + Duration::from_secs(10);
-    let written = AtomicU64::new(1);
+    let (end, written) = (AtomicBool::new(false), AtomicU64::new(1));
     let denied = || lab.count(Counter::DeniedPostOpen);
     let opens = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| write_until(end, &path, &written));
+        let writer = scope.spawn(|| write_until(&end, &path, &written));
         let readers: Vec<_> =
-            (0..3).map(|_| scope.spawn(|| read_until(end, &path, &written))).collect();
+            (0..3).map(|_| scope.spawn(|| read_until(&end, &path, &written))).collect();
+        let begin = Instant::now();
+        // How often an opener comes at the moment in question is chance.
+        let done = loop {
+            std::thread::sleep(Duration::from_millis(100));
+            let denied = denied();
+            let enough = denied.as_ref().map_or(true, |&denied| denied > 10)
+                && begin.elapsed() > Duration::from_secs(5);
+            if enough || begin.elapsed() > Duration::from_secs(90) {
+                break denied;
+            }
+        };
+        end.store(true, Ordering::SeqCst);
         let readers = readers.into_iter().map(|t| t.join().ok().context("a reader panicked")?);
         let reads = readers.sum::<Result<u64>>();
         let writes = writer.join().ok().context("the writer panicked")?;
-        Ok::<_, anyhow::Error>((writes?, reads?))
+        Ok::<_, anyhow::Error>((writes?, reads?, done?))
     })?;
     drop(agent);
-    eprintln!("writes and reads: {opens:?}; refused after the lease: {}", denied()?);
-    ensure!(opens.0 > 10 && opens.1 > 10 && denied()? > 10, "not tried: {opens:?}");
+    let (writes, reads, denied) = opens;
+    eprintln!("{writes} writes and {reads} reads; refused after the lease: {denied}");
+    ensure!(writes > 10 && reads > 10 && denied > 10, "not tried: {opens:?}");
     Ok(())
 }
 
 /// Counts in the file; how often.
-fn write_until(end: Instant, path: &Path, written: &AtomicU64) -> Result<u64> {
+fn write_until(end: &AtomicBool, path: &Path, written: &AtomicU64) -> Result<u64> {
     let mut writes = 0;
-    while Instant::now() < end {
+    while !end.load(Ordering::SeqCst) {
         let Some(file) = try_open(OpenOptions::new().read(true).write(true), path)? else {
             continue;
         };
@@ -372,9 +384,9 @@ fn write_until(end: Instant, path: &Path, written: &AtomicU64) -> Result<u64> {
 }
 
 /// Finds what was written before it opened, or something newer; how often.
-fn read_until(end: Instant, path: &Path, written: &AtomicU64) -> Result<u64> {
+fn read_until(end: &AtomicBool, path: &Path, written: &AtomicU64) -> Result<u64> {
     let mut reads = 0;
-    while Instant::now() < end {
+    while !end.load(Ordering::SeqCst) {
         let before = written.load(Ordering::SeqCst);
         let Some(file) = try_open(OpenOptions::new().read(true), path)? else { continue };
         let got = number(&file)?;
