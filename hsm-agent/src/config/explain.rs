@@ -88,6 +88,10 @@ fn limits(config: &Config, key: &str) -> Shown {
         "recall_parallel" => limits.recall_parallel.to_string(),
         "recalls" => limits.recalls.to_string(),
         "recalls_per_user" => limits.recalls_per_user.to_string(),
+        "local_recalls_per_user" => match limits.local_recalls_per_user {
+            Some(most) => most.to_string(),
+            None => return Shown::Unset("twice the processors"),
+        },
         "waiting" => limits.waiting.to_string(),
         "waiting_per_user" => limits.waiting_per_user.to_string(),
         "bulk_jobs" => limits.bulk_jobs.to_string(),

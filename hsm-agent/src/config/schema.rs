@@ -77,6 +77,7 @@ pub const KEYS: &[Key] = &[
     key("limits.recall_parallel", Kind::Integer, "4"),
     key("limits.recalls", Kind::Integer, "16"),
     key("limits.recalls_per_user", Kind::Integer, "12"),
+    key("limits.local_recalls_per_user", Kind::Integer, "unset"),
     key("limits.waiting", Kind::Integer, "32768"),
     key("limits.waiting_per_user", Kind::Integer, "16384"),
     key("limits.bulk_jobs", Kind::Integer, "2"),

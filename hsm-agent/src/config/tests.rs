@@ -87,6 +87,7 @@ fn every_key_is_taken_over() {
         recall_parallel = 8
         recalls = 20
         recalls_per_user = 10
+        local_recalls_per_user = 3
         waiting = 1000
         waiting_per_user = 100
         bulk_jobs = 3
@@ -136,6 +137,7 @@ fn every_key_is_taken_over() {
         recall_parallel: 8,
         recalls: 20,
         recalls_per_user: 10,
+        local_recalls_per_user: Some(3),
         waiting: 1000,
         waiting_per_user: 100,
         bulk_jobs: 3,

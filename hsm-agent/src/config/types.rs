@@ -80,6 +80,8 @@ pub struct Limits {
     pub recalls: u32,
     /// Of these, for users who have one running already.
     pub recalls_per_user: u32,
+    /// Of these, from local stores. Absent: twice the processors.
+    pub local_recalls_per_user: Option<u32>,
     /// Readers who wait at once.
     pub waiting: u32,
     /// Of these, of one user.
@@ -100,6 +102,7 @@ impl Default for Limits {
             recall_parallel: 4,
             recalls: 16,
             recalls_per_user: 12,
+            local_recalls_per_user: None,
             waiting: 32_768,
             waiting_per_user: 16_384,
             bulk_jobs: 2,

@@ -7,6 +7,10 @@
 //! [`Share::per_user`]) for those who have none: with ten thousand files of one user queued, another user's
 //! single recall starts at once. Bulk comes after all readers.
 //!
+//! Recalls from a distant store mostly wait. Those from a near one ([`Distance::Near`]) compete for the processors,
+//! and with readers whom each answer wakes: more of them at once finish no sooner, and hold up whoever wants only
+//! one. So fewer of them run ([`Share::near_per_user`]), and half of those while somebody's only recall is one.
+//!
 //! A recall belongs to who asked first, and stands in the line of everybody who asked: whoever's turn comes
 //! first takes it out of all lines, and it counts as his while it runs.
 //!
@@ -25,12 +29,23 @@ pub enum Owner {
     Bulk,
 }
 
+/// Where a recall's bytes come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distance {
+    /// A store of this machine.
+    Near,
+    /// A store behind a network.
+    Far,
+}
+
 /// How many recalls may run at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
     /// Workers that users with something running may occupy: for one user alone, and for all of them
     /// together. The rest is for users who have nothing running.
     pub per_user: usize,
+    /// Of these, such whose store is near; half of it while somebody's only recall is one.
+    pub near_per_user: usize,
     /// Of bulk.
     pub bulk: usize,
 }
@@ -46,6 +61,14 @@ pub struct Line {
     pub running: usize,
 }
 
+/// A task that was given out: on whose account it runs, until [`Fair::done`].
+#[must_use]
+#[derive(Debug, PartialEq, Eq)]
+pub struct Turn {
+    owner: Owner,
+    distance: Distance,
+}
+
 /// Orders the lines that have something queued: the least is served next.
 type Rank = (bool, usize, u64, Owner);
 
@@ -54,6 +77,8 @@ struct Account {
     /// Serial numbers of tasks by place, first come first.
     queue: BTreeMap<u64, u64>,
     running: usize,
+    /// Of these, from a near store.
+    near: usize,
     /// When its turn last began to be waited for.
     turn: u64,
 }
@@ -62,11 +87,17 @@ impl Account {
     fn rank(&self, owner: Owner) -> Rank {
         (owner == Owner::Bulk, self.running, self.turn, owner)
     }
+
+    /// Whether this user has one near recall, and wants no other.
+    fn is_single(&self, owner: Owner) -> bool {
+        owner != Owner::Bulk && (self.running, self.near) == (1, 1) && self.queue.is_empty()
+    }
 }
 
 #[derive(Debug)]
 struct Queued<K, T> {
     key: K,
+    distance: Distance,
     task: T,
     places: Vec<(Owner, u64)>,
 }
@@ -77,6 +108,10 @@ pub struct Fair<K, T> {
     share: Share,
     tick: u64,
     running: usize,
+    /// Of these, from a near store.
+    near: usize,
+    /// Users with one near recall who want no other.
+    singles: usize,
     accounts: HashMap<Owner, Account>,
     ready: BTreeSet<Rank>,
     tasks: HashMap<u64, Queued<K, T>>,
@@ -90,6 +125,8 @@ impl<K: Hash + Eq + Clone, T> Fair<K, T> {
             share,
             tick: 0,
             running: 0,
+            near: 0,
+            singles: 0,
             accounts: HashMap::new(),
             ready: BTreeSet::new(),
             tasks: HashMap::new(),
@@ -98,10 +135,11 @@ impl<K: Hash + Eq + Clone, T> Fair<K, T> {
     }
 
     /// Puts a task at the end of its owner's line.
-    pub fn push(&mut self, key: K, owner: Owner, task: T) {
+    pub fn push(&mut self, key: K, owner: Owner, distance: Distance, task: T) {
         self.tick += 1;
         let serial = self.tick;
-        self.tasks.insert(serial, Queued { key: key.clone(), task, places: Vec::new() });
+        let queued = Queued { key: key.clone(), distance, task, places: Vec::new() };
+        self.tasks.insert(serial, queued);
         self.by_key.insert(key, serial);
         self.line_up(owner, serial);
     }
@@ -142,17 +180,22 @@ impl<K: Hash + Eq + Clone, T> Fair<K, T> {
         });
     }
 
-    /// The next task for a worker that is free, and on whose account it runs until [`Self::done`].
-    pub fn take(&mut self) -> Option<(Owner, T)> {
-        // Lines that have reached their limit are few: each has that many running.
-        let may_run = |rank: &&Rank| self.may_run(rank.3, rank.1);
-        let owner = self.ready.iter().find(may_run)?.3;
-        let serial = *self.accounts.get(&owner)?.queue.first_key_value()?.1;
+    /// The next task for a worker that is free.
+    pub fn take(&mut self) -> Option<(Turn, T)> {
+        // Lines whose turn it is not are few: each has one running at least.
+        let (owner, serial) = self.ready.iter().find_map(|&(_, running, _, owner)| {
+            let serial = *self.accounts.get(&owner)?.queue.first_key_value()?.1;
+            let distance = self.tasks.get(&serial)?.distance;
+            self.may_run(owner, running, distance).then_some((owner, serial))
+        })?;
         let queued = self.tasks.remove(&serial)?;
         if self.by_key.get(&queued.key) == Some(&serial) {
             self.by_key.remove(&queued.key);
         }
+        let distance = queued.distance;
+        let near = usize::from(distance == Distance::Near);
         self.running += 1;
+        self.near += near;
         self.tick += 1;
         let now = self.tick;
         for (stood, place) in queued.places {
@@ -160,32 +203,45 @@ impl<K: Hash + Eq + Clone, T> Fair<K, T> {
                 account.queue.remove(&place);
                 if stood == owner {
                     account.running += 1;
+                    account.near += near;
                     account.turn = now;
                 }
             });
         }
-        Some((owner, queued.task))
+        Some((Turn { owner, distance }, queued.task))
     }
 
-    fn may_run(&self, owner: Owner, running: usize) -> bool {
-        let shared = self.running < self.share.per_user;
+    fn may_run(&self, owner: Owner, running: usize, distance: Distance) -> bool {
+        let near = match (self.singles, self.share.near_per_user) {
+            (0, most) => most,
+            (_, most) => most / 2,
+        };
+        let crowded = distance == Distance::Near && self.near >= near;
+        let shared = self.running < self.share.per_user && !crowded;
         match owner {
             Owner::User(_) => running == 0 || shared,
             Owner::Bulk => running < self.share.bulk && shared,
         }
     }
 
-    /// A task that ran on this account has ended.
-    pub fn done(&mut self, owner: Owner) {
+    /// The task has ended.
+    pub fn done(&mut self, Turn { owner, distance }: Turn) {
+        let near = usize::from(distance == Distance::Near);
         self.running = self.running.saturating_sub(1);
-        self.change(owner, |account| account.running = account.running.saturating_sub(1));
+        self.near = self.near.saturating_sub(near);
+        self.change(owner, |account| {
+            account.running = account.running.saturating_sub(1);
+            account.near = account.near.saturating_sub(near);
+        });
     }
 
     /// Changes an account and puts it where it then belongs.
     fn change(&mut self, owner: Owner, change: impl FnOnce(&mut Account)) {
         let account = self.accounts.entry(owner).or_default();
         self.ready.remove(&account.rank(owner));
+        self.singles -= usize::from(account.is_single(owner));
         change(account);
+        self.singles += usize::from(account.is_single(owner));
         if !account.queue.is_empty() {
             self.ready.insert(account.rank(owner));
         } else if account.running == 0 {

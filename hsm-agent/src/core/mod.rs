@@ -6,7 +6,7 @@ mod key;
 mod subtrees;
 mod types;
 
-pub use fair::{Fair, Line, Owner, Share};
+pub use fair::{Distance, Fair, Line, Owner, Share, Turn};
 pub use inflight::{Access, Effect, Event, Inflight, Job, Look, Recalled, Ticket, Want};
 pub use key::FileKey;
 pub use subtrees::{Subtrees, is_plain};

@@ -242,7 +242,8 @@ impl Pool {
         let pid = file.pid.or_else(|| self.waiters.first_blocked(&file.key));
         let owner = pid.map_or(Owner::Bulk, |pid| Owner::User(user_of(pid)));
         let (pool, file) = (Arc::clone(self), file.clone());
-        self.workers.submit((self.number, file.key.clone()), owner, move || {
+        let distance = self.config.store.kind.distance();
+        self.workers.submit((self.number, file.key.clone()), owner, distance, move || {
             let job = Recall { file, want };
             pool.run_recall(&job);
         });

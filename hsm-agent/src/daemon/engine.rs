@@ -612,9 +612,19 @@ impl Watched {
 
 /// Recalls mostly wait for the store, so there are more than processors.
 fn start_workers(limits: &Limits) -> io::Result<Arc<Workers>> {
-    let share =
-        Share { per_user: limits.recalls_per_user as usize, bulk: limits.bulk_jobs as usize * 2 };
+    let share = Share {
+        per_user: limits.recalls_per_user as usize,
+        near_per_user: near_recalls(limits),
+        bulk: limits.bulk_jobs as usize * 2,
+    };
     Workers::start(limits.recalls as usize, share)
+}
+
+/// A local store's recalls have the processors work for them. Two for each: one writes while another is asked
+/// about, or waits for the disk.
+fn near_recalls(limits: &Limits) -> usize {
+    let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    limits.local_recalls_per_user.map_or_else(|| processors() * 2, |most| most as usize)
 }
 
 fn start_settler(pool: &Arc<Pool>, queue: mpsc::Receiver<settle::Work>) -> Result<(), EngineError> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::core::{Fair, FileKey, Line, Owner, Share};
+use crate::core::{Distance, Fair, FileKey, Line, Owner, Share, Turn};
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -43,8 +43,14 @@ impl Workers {
     }
 
     /// Queues a task.
-    pub fn submit(&self, subject: Subject, owner: Owner, task: impl FnOnce() + Send + 'static) {
-        self.lines().push(subject, owner, Box::new(task));
+    pub fn submit(
+        &self,
+        subject: Subject,
+        owner: Owner,
+        distance: Distance,
+        task: impl FnOnce() + Send + 'static,
+    ) {
+        self.lines().push(subject, owner, distance, Box::new(task));
         self.wake.notify_one();
     }
 
@@ -73,19 +79,19 @@ impl Workers {
 
     fn run_for_ever(&self) {
         loop {
-            let (owner, task) = self.next();
+            let (turn, task) = self.next();
             // A panic in one recall must not cost a worker. (The recall itself reports it as a
             // failure, so that its waiters are answered.)
             if std::panic::catch_unwind(std::panic::AssertUnwindSafe(task)).is_err() {
                 tracing::error!("a recall panicked");
             }
-            self.lines().done(owner);
+            self.lines().done(turn);
             // This worker looks again by itself; but more than one task may have become possible.
             self.wake.notify_one();
         }
     }
 
-    fn next(&self) -> (Owner, Task) {
+    fn next(&self) -> (Turn, Task) {
         let mut lines = self.lines();
         loop {
             if let Some(next) = lines.take() {
@@ -108,16 +114,18 @@ mod tests {
 
     #[test]
     fn readers_come_before_bulk_and_a_panic_costs_no_worker() {
-        let workers = Workers::start(1, Share { per_user: 1, bulk: 1 }).unwrap();
+        let share = Share { per_user: 1, near_per_user: 1, bulk: 1 };
+        let workers = Workers::start(1, share).unwrap();
         let (gate, opened) = mpsc::channel::<()>();
         let (tell, order) = mpsc::channel();
-        workers.submit(subject(9), Owner::Bulk, move || opened.recv().unwrap());
+        let submit = |n, owner, task: Task| workers.submit(subject(n), owner, Distance::Far, task);
+        submit(9, Owner::Bulk, Box::new(move || opened.recv().unwrap()));
         for n in 0..3 {
             let tell = tell.clone();
-            workers.submit(subject(n), Owner::Bulk, move || tell.send(("bulk", n)).unwrap());
+            submit(n, Owner::Bulk, Box::new(move || tell.send(("bulk", n)).unwrap()));
         }
-        workers.submit(subject(4), Owner::User(1), || panic!("on purpose"));
-        workers.submit(subject(5), Owner::User(1), move || tell.send(("reader", 0)).unwrap());
+        submit(4, Owner::User(1), Box::new(|| panic!("on purpose")));
+        submit(5, Owner::User(1), Box::new(move || tell.send(("reader", 0)).unwrap()));
         workers.join(&subject(2), Owner::User(1));
         gate.send(()).unwrap();
         let got: Vec<_> = order.iter().collect();

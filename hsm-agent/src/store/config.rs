@@ -17,6 +17,7 @@ use super::limit::LimitStore;
 use super::remote::{RemoteStore, S3Params, Secret};
 use super::retry::{RetryPolicy, RetryStore};
 use super::{LocalStore, MemoryStore, Remembered, Result, Store, StoreError, Subject};
+use crate::core::Distance;
 use crate::failpoint;
 
 /// Kinds of store.
@@ -29,6 +30,16 @@ pub enum StoreKind {
     S3,
     /// Nothing that lasts. For tests.
     Memory,
+}
+
+impl StoreKind {
+    /// Whether its bytes come over a network.
+    pub fn distance(self) -> Distance {
+        match self {
+            Self::S3 => Distance::Far,
+            Self::Local | Self::Memory => Distance::Near,
+        }
+    }
 }
 
 /// `[pool.store]` as written.

@@ -36,6 +36,9 @@ pub(super) fn check_limits(limits: &Limits, findings: &mut Findings<'_>) {
     findings.within("limits.recall_parallel", limits.recall_parallel.into(), 1..=256);
     findings.within("limits.recalls", limits.recalls.into(), 1..=256);
     findings.within("limits.recalls_per_user", limits.recalls_per_user.into(), 1..=256);
+    if let Some(most) = limits.local_recalls_per_user {
+        findings.within("limits.local_recalls_per_user", most.into(), 1..=256);
+    }
     findings.within("limits.waiting", limits.waiting.into(), 1..=MAX_WAITING);
     findings.within("limits.waiting_per_user", limits.waiting_per_user.into(), 1..=MAX_WAITING);
     if limits.recalls_per_user >= limits.recalls && limits.recalls > 1 {

@@ -8,42 +8,91 @@ const A: Owner = Owner::User(1);
 const B: Owner = Owner::User(2);
 const C: Owner = Owner::User(3);
 
+const NEAR: usize = 4;
+
 fn lines(per_user: usize) -> Fair<u32, u32> {
-    Fair::new(Share { per_user, bulk: 2 })
+    Fair::new(Share { per_user, near_per_user: NEAR, bulk: 2 })
+}
+
+fn turn(owner: Owner, distance: Distance) -> Turn {
+    Turn { owner, distance }
+}
+
+/// From a distant store, if nothing else is said.
+impl Fair<u32, u32> {
+    fn far(&mut self, key: u32, owner: Owner) {
+        self.push(key, owner, Distance::Far, key);
+    }
+
+    fn near(&mut self, key: u32, owner: Owner) {
+        self.push(key, owner, Distance::Near, key);
+    }
+
+    fn ended(&mut self, owner: Owner) {
+        self.done(turn(owner, Distance::Far));
+    }
 }
 
 /// Takes until nothing may start any more, with at most `workers` running; the owners in order.
 fn take(fair: &mut Fair<u32, u32>, workers: usize) -> Vec<(Owner, u32)> {
-    std::iter::from_fn(|| fair.take()).take(workers).collect()
+    std::iter::from_fn(|| fair.take()).map(|(turn, n)| (turn.owner, n)).take(workers).collect()
 }
 
 #[test]
 fn a_single_recall_passes_a_storm() {
     let mut fair = lines(4);
-    (0..1000).for_each(|n| fair.push(n, A, n));
+    (0..1000).for_each(|n| fair.far(n, A));
     // One user alone leaves workers free,
     assert_eq!(take(&mut fair, 9), [(A, 0), (A, 1), (A, 2), (A, 3)]);
     // which another takes at once,
-    fair.push(5000, B, 5000);
+    fair.far(5000, B);
     assert_eq!(take(&mut fair, 1), [(B, 5000)]);
     // but only his first one.
-    fair.push(5001, B, 5001);
+    fair.far(5001, B);
     assert_eq!(take(&mut fair, 1), []);
-    fair.done(A);
-    fair.done(A);
+    fair.ended(A);
+    fair.ended(A);
     assert_eq!(take(&mut fair, 4), [(B, 5001)], "who has fewer comes first");
+}
+
+#[test]
+fn fewer_run_from_near_stores_and_fewer_still_beside_a_single_one() {
+    let mut fair = lines(12);
+    let near = |owner| turn(owner, Distance::Near);
+    (0..1000).for_each(|n| fair.near(n, A));
+    assert_eq!(take(&mut fair, 99), [(A, 0), (A, 1), (A, 2), (A, 3)]);
+    // What comes from afar is not in their way,
+    fair.far(5000, B);
+    fair.far(5001, B);
+    assert_eq!(take(&mut fair, 99), [(B, 5000), (B, 5001)]);
+    // and somebody's first one is never kept waiting.
+    fair.near(6000, C);
+    assert_eq!(take(&mut fair, 99), [(C, 6000)]);
+    for _ in 0..3 {
+        fair.done(near(A));
+        assert_eq!(take(&mut fair, 99), []);
+    }
+    fair.done(near(A));
+    assert_eq!(take(&mut fair, 99), [(A, 4)], "one of each");
+    // Two of his that he waits for: he is not held up any more than others.
+    fair.near(6001, C);
+    assert_eq!(take(&mut fair, 99), [(A, 5), (C, 6001)]);
+    fair.done(near(C));
+    assert_eq!(take(&mut fair, 99), []);
+    fair.done(near(C));
+    assert_eq!(take(&mut fair, 99), [(A, 6), (A, 7)]);
 }
 
 #[test]
 fn among_equals_turns_go_round() {
     let mut fair = lines(1);
     for (n, owner) in [A, A, A, B, B, C].into_iter().enumerate() {
-        fair.push(n as u32, owner, n as u32);
+        fair.far(n as u32, owner);
     }
     let mut order = Vec::new();
-    while let Some((owner, _)) = fair.take() {
-        order.push(owner);
-        fair.done(owner);
+    while let Some((turn, _)) = fair.take() {
+        order.push(turn.owner);
+        fair.done(turn);
     }
     assert_eq!(order, [A, B, C, A, B, A]);
 }
@@ -51,15 +100,14 @@ fn among_equals_turns_go_round() {
 #[test]
 fn whoever_asks_as_well_lifts_it_to_his_place() {
     let mut fair = lines(1);
-    (0..100).for_each(|n| fair.push(n, A, n));
+    (0..100).for_each(|n| fair.far(n, A));
     fair.join(&99, B);
     fair.join(&99, B);
     fair.join(&12345, B);
-    assert_eq!(fair.take(), Some((A, 0)));
     // B has nothing running: his turn, and it is A's last one.
-    assert_eq!(fair.take(), Some((B, 99)));
-    fair.done(A);
-    fair.done(B);
+    assert_eq!(take(&mut fair, 2), [(A, 0), (B, 99)]);
+    fair.ended(A);
+    fair.ended(B);
     let rest = std::iter::from_fn(|| {
         let next = fair.take()?;
         fair.done(next.0);
@@ -72,18 +120,18 @@ fn whoever_asks_as_well_lifts_it_to_his_place() {
 #[test]
 fn a_blocked_reader_lifts_what_a_job_has_queued() {
     let mut fair = lines(4);
-    (0..10).for_each(|n| fair.push(n, Owner::Bulk, n));
+    (0..10).for_each(|n| fair.far(n, Owner::Bulk));
     fair.join(&9, A);
     assert_eq!(take(&mut fair, 9), [(A, 9), (Owner::Bulk, 0), (Owner::Bulk, 1)], "bulk's limit");
-    fair.push(20, A, 20);
+    fair.far(20, A);
     assert_eq!(take(&mut fair, 9), [(A, 20)]);
 }
 
 #[test]
 fn the_same_key_twice_is_two_tasks() {
     let mut fair = lines(4);
-    fair.push(7, A, 1);
-    fair.push(7, B, 2);
+    fair.push(7, A, Distance::Far, 1);
+    fair.push(7, B, Distance::Far, 2);
     assert_eq!(take(&mut fair, 4), [(A, 1), (B, 2)]);
 }
 
@@ -114,6 +162,7 @@ proptest! {
         steps in proptest::collection::vec(step(), 1..300),
         workers in 2usize..8,
         kept_free in 1usize..7,
+        distance in prop_oneof![Just(Distance::Near), Just(Distance::Far)],
     ) {
         let per_user = workers.saturating_sub(kept_free).max(1);
         let mut fair = lines(per_user);
@@ -124,12 +173,12 @@ proptest! {
             match step {
                 Step::Push(user) => {
                     last += 1;
-                    fair.push(last, Owner::User(user), last);
+                    fair.push(last, Owner::User(user), distance, last);
                     queued.entry(last).or_default().insert(Owner::User(user));
                 }
                 Step::Bulk => {
                     last += 1;
-                    fair.push(last, Owner::Bulk, last);
+                    fair.push(last, Owner::Bulk, distance, last);
                     queued.entry(last).or_default().insert(Owner::Bulk);
                 }
                 Step::Join(n, user) => {
@@ -149,15 +198,22 @@ proptest! {
                 }
                 Step::Done(n) if !running.is_empty() => {
                     let owner = running.swap_remove(n % running.len());
-                    fair.done(owner);
+                    fair.done(turn(owner, distance));
                 }
                 Step::Next if running.len() < workers => {
                     let of = |owner: &Owner| running.iter().filter(|o| *o == owner).count();
                     let waiting: HashSet<Owner> = queued.values().flatten().copied().collect();
                     let users = waiting.iter().filter(|o| **o != Owner::Bulk);
                     let least = users.clone().map(&of).min();
+                    let single = running.iter().any(|owner| {
+                        *owner != Owner::Bulk && of(owner) == 1 && !waiting.contains(owner)
+                    });
+                    let most = match distance {
+                        Distance::Far => per_user,
+                        Distance::Near => per_user.min(if single { NEAR / 2 } else { NEAR }),
+                    };
                     match fair.take() {
-                        Some((owner, task)) => {
+                        Some((Turn { owner, .. }, task)) => {
                             prop_assert!(given.insert(task), "given out twice");
                             let askers = queued.remove(&task).expect("was queued");
                             prop_assert!(askers.contains(&owner), "on the account of who asked");
@@ -165,18 +221,18 @@ proptest! {
                                 Owner::Bulk => {
                                     prop_assert!(of(&owner) < 2);
                                     // Readers come first, if they may start at all.
-                                    prop_assert!(least.is_none_or(|n| n > 0 && running.len() >= per_user));
+                                    prop_assert!(least.is_none_or(|n| n > 0 && running.len() >= most));
                                 }
                                 Owner::User(_) => {
                                     prop_assert_eq!(Some(of(&owner)), least, "who has fewest");
-                                    prop_assert!(of(&owner) == 0 || running.len() < per_user);
+                                    prop_assert!(of(&owner) == 0 || running.len() < most);
                                 }
                             }
                             running.push(owner);
                         }
                         None => {
                             prop_assert!(users.clone().all(|owner| of(owner) > 0));
-                            prop_assert!(least.is_none() || running.len() >= per_user);
+                            prop_assert!(least.is_none() || running.len() >= most);
                         }
                     }
                 }
@@ -185,8 +241,8 @@ proptest! {
         }
         // With time everything is done, and nothing is kept.
         while !queued.is_empty() || !running.is_empty() {
-            running.drain(..).for_each(|owner| fair.done(owner));
-            while let Some((owner, task)) = fair.take() {
+            running.drain(..).for_each(|owner| fair.done(turn(owner, distance)));
+            while let Some((Turn { owner, .. }, task)) = fair.take() {
                 prop_assert!(given.insert(task), "given out twice");
                 queued.remove(&task);
                 running.push(owner);
@@ -195,5 +251,6 @@ proptest! {
         prop_assert_eq!(given.len(), last as usize);
         prop_assert_eq!(fair.lines(), []);
         prop_assert!(fair.tasks.is_empty() && fair.by_key.is_empty() && fair.ready.is_empty());
+        prop_assert_eq!((fair.running, fair.near, fair.singles), (0, 0, 0));
     }
 }
