@@ -36,11 +36,8 @@ pub unsafe extern "C" fn mark_open(arguments: *const u64) -> i32 {
     // SAFETY: the first argument.
     let file = unsafe { File::new(*arguments as *const u8) };
     let inode = file.inode();
-    if !inode.is_regular() {
-        return PASS;
-    }
     let verdict = Verdict::peek(inode);
-    if verdict.is_online() {
+    if verdict.is_online() || !inode.is_regular() {
         return PASS;
     }
     if task::is_exempt() {
