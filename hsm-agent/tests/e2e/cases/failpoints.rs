@@ -41,7 +41,7 @@ cases! {
     failpoints_in_recovery_lose_nothing with with_failpoints,
     failpoints_in_recall_lose_nothing with with_failpoints,
     failpoints_under_writers_lose_nothing with with_failpoints,
-    failpoints_in_range_recall_lose_nothing with with_ranges,
+    failpoints_in_range_recall_lose_nothing with with_ranges; needs Ranges,
     failpoints_on_the_way_of_an_event_lose_nothing with with_failpoints,
     failpoints_in_the_catalogue_lose_nothing with with_failpoints,
     an_overtaken_archive_leaves_no_unknown_object with with_failpoints,
