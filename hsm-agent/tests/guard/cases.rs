@@ -19,7 +19,12 @@ use hsm_lab::run::{Run, Running, kill};
 use rustix::fs::OFlags;
 use rustix::process::Signal;
 
-use crate::fixture::{Case, EAGAIN, EPERM, Lab, assert_count, assert_errno, errno, marker, python};
+use crate::counts::assert_count;
+use crate::kernel_lab::access::{errno, python};
+use crate::kernel_lab::{Case, EAGAIN, Lab, assert_errno, marker, wait_for};
+
+/// `EPERM` of `<errno.h>`.
+const EPERM: i32 = 1;
 
 macro_rules! cases {
     ($($name:ident,)*) => {
@@ -769,13 +774,4 @@ fn open_errno(path: &Path) -> i32 {
         Ok(_) => 0,
         Err(error) => error.raw_os_error().unwrap_or(-1),
     }
-}
-
-fn wait_for(mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !done()? {
-        ensure!(Instant::now() < end, "waited for 20 s");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(())
 }

@@ -3,89 +3,36 @@
 //! Needs root, and a kernel with BPF LSM that lets programs be loaded: `cargo xtask vm run -- TEST`
 //! where the host refuses. A machine that cannot run them says so in capitals, and every test counts
 //! as ignored; `HSM_REQUIRE_LSM=1` makes that a failure.
-//!
-//! The suite pins into a directory of its own, and runs in a mount and pid namespace of its own.
 
-use std::ffi::OsString;
-use std::path::Path;
 use std::process::ExitCode;
 
 use hsm_agent::bpf::{self, Probe};
-use hsm_lab::FsKind;
-use hsm_lab::sandbox::{self, Role};
-use libtest_mimic::{Arguments, Failed, Trial};
 
 mod cases;
-mod fixture;
+mod counts;
+#[path = "../kernel_lab/mod.rs"]
+mod kernel_lab;
 mod server;
 
+const SUITE: kernel_lab::Suite = kernel_lab::Suite {
+    whose: "GUARD'S",
+    in_guest: "cargo xtask vm run",
+    required_by: "HSM_REQUIRE_LSM",
+    lacking,
+    content: || b"#!/bin/sh\nexit 0\n".to_vec(),
+    helper: server::main,
+    cases: cases::ALL,
+    aside: &[],
+};
+
 fn main() -> ExitCode {
-    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if args.first().is_some_and(|arg| arg == "--helper") {
-        return server::main(&args[1..]);
-    }
-    let arguments = Arguments::from_args();
-    let missing = missing();
-    if arguments.list || missing.is_some() {
-        return without(&arguments, missing.as_deref());
-    }
-    match sandbox::enter() {
-        Ok(Role::Inside(dir)) => run(arguments, &dir),
-        Ok(Role::Done(code)) => ExitCode::from(u8::try_from(code).unwrap_or(101)),
-        Err(error) => {
-            eprintln!("the suite could not start: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    SUITE.main()
 }
 
-/// Why the programs cannot be tried here.
-fn missing() -> Option<String> {
-    if !sandbox::is_root() {
-        return Some("it needs root".into());
-    }
-    if bpf::object().is_none() {
-        return Some("built without kernel programs; run `cargo xtask build` first".into());
-    }
+fn lacking() -> Option<String> {
     match bpf::probe() {
         Ok(Probe::Available) => None,
         Ok(other) => Some(other.to_string()),
         Err(error) => Some(error.to_string()),
     }
-}
-
-fn without(arguments: &Arguments, missing: Option<&str>) -> ExitCode {
-    if let Some(why) = missing {
-        eprintln!("\nTHE GUARD'S SUITE DOES NOT RUN ON THIS MACHINE: {why}.");
-        eprintln!("In a guest it runs: cargo xtask vm run -- {}\n", program());
-        if std::env::var_os("HSM_REQUIRE_LSM").is_some() && !arguments.list {
-            return ExitCode::FAILURE;
-        }
-    }
-    let trials = trials(Path::new("/nonexistent"));
-    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(missing.is_some()));
-    libtest_mimic::run(arguments, trials.collect()).exit_code()
-}
-
-fn program() -> String {
-    std::env::current_exe().map_or_else(|_| "guard".into(), |path| path.display().to_string())
-}
-
-fn run(mut arguments: Arguments, dir: &Path) -> ExitCode {
-    // There is one set of programs, and the cases change its coverage.
-    arguments.test_threads = Some(1);
-    libtest_mimic::run(&arguments, trials(dir)).exit_code()
-}
-
-fn trials(dir: &Path) -> Vec<Trial> {
-    let mut trials = Vec::new();
-    for fs in FsKind::ALL {
-        for case in cases::ALL {
-            let dir = dir.to_path_buf();
-            trials.push(Trial::test(format!("{fs}::{}", case.name), move || {
-                fixture::run(*case, fs, &dir).map_err(|error| Failed::from(format!("{error:#}")))
-            }));
-        }
-    }
-    trials
 }

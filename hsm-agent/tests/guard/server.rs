@@ -32,7 +32,7 @@ use hsm_agent::sys::{signal, space, xattr};
 use hsm_common::filter::{KIND_ARM, Request};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::fixture::marker;
+use crate::kernel_lab::marker;
 
 /// `EIO` of `<errno.h>`.
 const EIO: i32 = 5;

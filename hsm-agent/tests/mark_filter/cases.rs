@@ -16,7 +16,11 @@ use hsm_agent::sys::{signal, xattr};
 use hsm_common::filter::Counter;
 use rustix::fs::{Mode as FileMode, OFlags};
 
-use crate::fixture::{Case, EAGAIN, EIO, Lab, SIZE, assert_errno, marker, wait_for};
+use crate::SIZE;
+use crate::kernel_lab::{Case, EAGAIN, Lab, assert_errno, marker, wait_for};
+
+/// `EIO` of `<errno.h>`.
+const EIO: i32 = 5;
 use crate::watch::{Watch, elsewhere};
 
 macro_rules! cases {

@@ -10,12 +10,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use hsm_agent::bpf::Mode;
-use hsm_lab::FsKind;
 use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::cases::second_and_third;
-use crate::fixture::{self, Case, Lab};
+use crate::kernel_lab::{Case, Lab};
 use crate::watch::{Watch, elsewhere};
 
 /// Calls per measurement.
@@ -26,9 +25,7 @@ const ROUNDS: u32 = 5;
 const LOCAL: u64 = 1 << 20;
 
 /// Measures on a new ext4.
-pub(crate) fn main(dir: &Path) -> Result<()> {
-    fixture::run(Case { name: "cost", run: table }, FsKind::Ext4, dir)
-}
+pub(crate) const CASE: Case = Case { name: "cost", run: table };
 
 fn table(lab: &Lab) -> Result<()> {
     let path = lab.file("online")?;

@@ -21,7 +21,7 @@ use hsm_lab::run::{Run, Running};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
-use crate::fixture::Lab;
+use crate::kernel_lab::{Lab, wait_for};
 
 const ASKED: EventMask = EventMask::PRE_ACCESS.union(EventMask::PRE_MODIFY);
 
@@ -181,7 +181,7 @@ pub(crate) fn elsewhere(lab: &Lab) -> Result<Running> {
     let program = std::env::current_exe()?;
     let paths = [lab.settings.base.as_path(), lab.fs.path()];
     let mut process = Run::new(program).args(["--helper"]).args(paths).start()?;
-    crate::fixture::wait_for(|| {
+    wait_for(|| {
         ensure!(process.is_running()?, "the listener did not start");
         Ok(lab.maps.server()?.is_some())
     })?;
