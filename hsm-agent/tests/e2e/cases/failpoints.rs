@@ -54,9 +54,7 @@ cases! {
 /// The holder dies while its engine recovers, and the next agent watches before that is through.
 fn an_orphan_that_recovers_does_not_wait_for_its_successor(pool: &mut Pool) -> Result<()> {
     let armory = Armory::new(&pool.config)?;
-    let dir = pool.path("d");
-    fs::create_dir(&dir)?;
-    let files = (0..6).map(|n| pool.file(format!("d/{n}"), 20_000)).collect::<Result<Vec<_>>>()?;
+    let (dir, files) = files_in_a_directory(pool, 6)?;
     pool.hsm.must("archive", ["-r".as_ref(), dir.as_os_str()])?;
     let pause = Point::RecoverSynced;
     armory.arm(pause, "pause", 1)?;
@@ -128,9 +126,7 @@ fn a_cut_during_a_release_is_never_under_a_marker(pool: &mut Pool) -> Result<()>
 fn a_release_puts_no_older_row_back(pool: &mut Pool) -> Result<()> {
     const LEFT: u64 = 10_000;
     let armory = Armory::new(&pool.config)?;
-    let dir = pool.path("d");
-    fs::create_dir(&dir)?;
-    let files = (0..2).map(|n| pool.file(format!("d/{n}"), 20_000)).collect::<Result<Vec<_>>>()?;
+    let (dir, files) = files_in_a_directory(pool, 2)?;
     pool.hsm.must("archive", ["-r".as_ref(), dir.as_os_str()])?;
     let second = Point::ReleasePunched;
     armory.arm(second, "pause", 2)?;
@@ -141,13 +137,7 @@ fn a_release_puts_no_older_row_back(pool: &mut Pool) -> Result<()> {
         File::options().write(true).open(&file.path)?.set_len(LEFT)?;
         hsm.must("archive", [&file.path]).map(drop)
     };
-    thread::scope(|scope| {
-        let changes: Vec<_> = files.iter().map(|file| scope.spawn(|| change(file))).collect();
-        // Long enough for who does not have to wait.
-        thread::sleep(patience(Duration::from_secs(1)));
-        armory.let_go(second)?;
-        changes.into_iter().try_for_each(|c| c.join().map_err(|_| anyhow!("panicked"))?)
-    })?;
+    while_it_stands(&armory, second, &files, change)?;
     let released = release.finish()?;
     ensure!(released.code() == 0, "{}", released.describe());
     let index = Index::read(pool)?;
@@ -164,9 +154,7 @@ fn a_release_puts_no_older_row_back(pool: &mut Pool) -> Result<()> {
 fn an_archive_puts_no_older_row_back(pool: &mut Pool) -> Result<()> {
     const LEFT: u64 = 10_000;
     let armory = Armory::new(&pool.config)?;
-    let dir = pool.path("d");
-    fs::create_dir(&dir)?;
-    let files = (0..2).map(|n| pool.file(format!("d/{n}"), 20_000)).collect::<Result<Vec<_>>>()?;
+    let (dir, files) = files_in_a_directory(pool, 2)?;
     let second = Point::ArchiveRecorded;
     armory.arm(second, "pause", 2)?;
     let archive = pool.hsm.command(["archive".as_ref(), "-r".as_ref(), dir.as_os_str()]).start()?;
@@ -181,16 +169,33 @@ fn an_archive_puts_no_older_row_back(pool: &mut Pool) -> Result<()> {
         }
         Ok(())
     };
+    while_it_stands(&armory, second, &files, change)?;
+    drop(archive.finish()?);
+    let index = Index::read(pool)?;
+    files.iter().try_for_each(|file| index.names_the_copy_of(&file.path))
+}
+
+fn files_in_a_directory(pool: &mut Pool, count: u32) -> Result<(PathBuf, Vec<Sample>)> {
+    let dir = pool.path("d");
+    fs::create_dir(&dir)?;
+    let files = (0..count).map(|n| pool.file(format!("d/{n}"), 20_000)).collect::<Result<_>>()?;
+    Ok((dir, files))
+}
+
+/// Somebody wants to change each of the files before the batch in which they are goes on.
+fn while_it_stands(
+    armory: &Armory,
+    point: Point,
+    files: &[Sample],
+    change: impl Fn(&Sample) -> Result<()> + Sync,
+) -> Result<()> {
     thread::scope(|scope| {
         let changes: Vec<_> = files.iter().map(|file| scope.spawn(|| change(file))).collect();
         // Long enough for who does not have to wait.
         thread::sleep(patience(Duration::from_secs(1)));
-        armory.let_go(second)?;
+        armory.let_go(point)?;
         changes.into_iter().try_for_each(|c| c.join().map_err(|_| anyhow!("panicked"))?)
-    })?;
-    drop(archive.finish()?);
-    let index = Index::read(pool)?;
-    files.iter().try_for_each(|file| index.names_the_copy_of(&file.path))
+    })
 }
 
 fn an_overtaken_archive_leaves_no_unknown_object(pool: &mut Pool) -> Result<()> {
