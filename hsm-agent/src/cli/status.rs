@@ -52,12 +52,12 @@ fn queue(queue: &Queue) -> Vec<String> {
     if queue.running == 0 && queue.waiting == 0 && queue.bulk_queued == 0 {
         return Vec::new();
     }
-    let Queue { running, most_running, most_running_per_user, .. } = queue;
+    let Queue { running, most_running, most_running_per_user, most_local_per_user, .. } = queue;
     let Queue { waiting, most_waiting, most_waiting_per_user, bulk_queued, .. } = queue;
     let head = format!(
-        "queue  {running} of {most_running} recalls running ({most_running_per_user} per user), \
-         {waiting} of {most_waiting} readers waiting ({most_waiting_per_user} per user), \
-         {bulk_queued} of jobs queued"
+        "queue  {running} of {most_running} recalls running ({most_running_per_user} per user, \
+         {most_local_per_user} from local stores), {waiting} of {most_waiting} readers waiting \
+         ({most_waiting_per_user} per user), {bulk_queued} of jobs queued"
     );
     let user = |user: &UserQueue| {
         let UserQueue { uid, running, queued, waiting } = user;

@@ -14,6 +14,7 @@ pub(super) fn report(workers: &Workers, crowd: &Crowd) -> Queue {
     let mut queue = Queue {
         most_running: most_running as u64,
         most_running_per_user: share.per_user as u64,
+        most_local_per_user: share.near_per_user.min(share.per_user) as u64,
         most_waiting: room.total as u64,
         most_waiting_per_user: room.per_user as u64,
         ..Queue::default()

@@ -55,6 +55,8 @@ pub struct Queue {
     pub most_running: u64,
     /// `limits.recalls_per_user`.
     pub most_running_per_user: u64,
+    /// `limits.local_recalls_per_user`.
+    pub most_local_per_user: u64,
     /// Readers who wait.
     pub waiting: u64,
     /// `limits.waiting`, as far as there are descriptors.
