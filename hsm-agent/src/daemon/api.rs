@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::crowd::Crowd;
 use super::jobs::{self, Job, Places};
+use super::link::restarts;
 use super::outcome::Candidate;
 use super::pool::Pool;
 use super::programs::Programs;
@@ -112,14 +113,6 @@ impl AgentApi for Api {
         watcher.abort();
         done.map_err(|e| ApiError::new(ApiErrorKind::Internal, e.to_string()))?
     }
-}
-
-/// The holder tells each engine how many there were before it.
-fn restarts() -> u64 {
-    std::env::var(crate::holder::protocol::RESTARTS_VARIABLE)
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0)
 }
 
 async fn pool_status(pool: &Arc<Pool>) -> PoolStatus {

@@ -45,6 +45,9 @@ impl Pool {
             self.answer_kernel(&frame, Verdict::Allow);
             return;
         };
+        if self.is_cut(&frame) {
+            self.cutters.asks(&file.key);
+        }
         let ticket = self.waiters.add(Who::Kernel(frame, fd), file.clone());
         self.apply(&file, Event::Access(Access { ticket, want }));
         self.line_up(ticket, &file, frame.pid);
@@ -122,7 +125,7 @@ impl Pool {
     }
 
     /// Whether this access to a range cannot change anything, and needs no more than the range: a mapping is
-    /// asked about like a read, and can grow later without being asked about. truncate(2) comes without a count.
+    /// asked about like a read, and can grow later without being asked about; so is a truncate(2).
     fn only_reads(&self, frame: &EventFrame, fd: &OwnedFd) -> bool {
         let counts = frame.range.is_some_and(|range| range.count > 0);
         let reads = match self.interceptor.tier() {
@@ -131,7 +134,12 @@ impl Pool {
             // file open for writing.
             Tier::UserFilter | Tier::LsmFilter => reads_only(fd),
         };
-        counts && reads && !process::may_be_mapping(frame.pid)
+        counts && reads && !process::may_be_mapping_or_cutting(frame.pid)
+    }
+
+    /// Whether this may be a `truncate(2)`, whose caller nothing else shows.
+    fn is_cut(&self, frame: &EventFrame) -> bool {
+        self.interceptor.tier() == Tier::UserFilter && frame.may_be_a_cut()
     }
 
     fn is_busy(&self, file: &FileRef) -> bool {
@@ -298,11 +306,14 @@ impl Pool {
             return Some(Event::Defer(access));
         };
         let reads = match &waiting.who {
-            // truncate(2) comes without a count, and without raising the write count.
+            // truncate(2) does not raise the write count.
             Who::Kernel(frame, _) => {
                 let modifies = frame.mask.contains(EventMask::PRE_MODIFY);
-                let counts = frame.range.is_some_and(|r| r.count > 0);
-                !modifies && (frame.mask.contains(EventMask::OPEN_PERM) || counts)
+                let told = self.interceptor.tier() == Tier::MarkFilter;
+                let cuts = || {
+                    !told && frame.may_be_a_cut() && process::may_be_mapping_or_cutting(frame.pid)
+                };
+                !modifies && (frame.mask.contains(EventMask::OPEN_PERM) || !cuts())
             }
             // Wants it durable.
             Who::User(_) => false,
@@ -315,7 +326,7 @@ impl Pool {
     }
 
     fn answer(&self, ticket: Ticket, verdict: Verdict) {
-        let Some(Waiting { who, since, .. }) = self.waiters.remove(ticket) else {
+        let Some(Waiting { who, since, file, .. }) = self.waiters.remove(ticket) else {
             return;
         };
         let waited = since.elapsed();
@@ -326,6 +337,9 @@ impl Pool {
                     self.metrics.waited(waited);
                 }
                 self.answer_kernel(&frame, verdict);
+                if self.is_cut(&frame) {
+                    self.cutters.answered(&file.key, Instant::now());
+                }
             }
             // Nobody listens any more: the job was cancelled.
             Who::User(tell) => drop(tell.send(verdict)),

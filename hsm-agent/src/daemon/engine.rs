@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::api::Api;
 use super::canary;
 use super::crowd::{Crowd, Room};
+use super::cutters::Cutters;
 use super::jobs::Places;
-use super::link::{Incoming, Link};
+use super::link::{Incoming, Link, restarts};
 use super::lock::{AgentLock, LockError};
 use super::metrics::Metrics;
 use super::mount::{self, MountError};
@@ -166,7 +167,9 @@ impl Engine {
             .map_err(system(format!("{}", config.agent.state_dir.display())))?;
         let lock = AgentLock::look(&config.agent)?;
         let programs = Programs::prepare(config, link);
+        let predecessor = (restarts() > 0 || lock.orphan().is_some()).then(Instant::now);
         let shared = Shared {
+            predecessor,
             breaks: BreakWatch::start().map_err(system("no watch on leases"))?,
             budget: Arc::new(Budget::new(config.limits.recall_memory.as_u64())),
             workers: start_workers(&config.limits).map_err(system("no threads"))?,
@@ -480,6 +483,8 @@ fn group_key(pool: &PoolConfig, class: Class) -> String {
 
 /// What all pools share.
 struct Shared {
+    /// When the engine of this agent that was there before this one was gone, if there was one.
+    predecessor: Option<Instant>,
     breaks: BreakWatch,
     budget: Arc<Budget>,
     workers: Arc<Workers>,
@@ -574,7 +579,10 @@ impl Watched {
         let catalog = Catalog::open_for(&config.agent.catalog_path(&name), &self.instance)
             .map_err(|e| EngineError::Catalog { pool: name.clone(), source: Box::new(e) })?;
         let (settler, queue) = Settler::new();
+        let unseen_cutters = self.interceptor.tier() == Tier::UserFilter;
+        let predecessor = shared.predecessor.filter(|_| unseen_cutters);
         let pool = Arc::new(Pool {
+            cutters: Cutters::new(predecessor),
             attributes: Attributes::new(&self.config.marker).map_err(system("marker"))?,
             number: self.number,
             config: self.config,

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
-use crate::holder::protocol::{EventFrame, SOCKET_VARIABLE, ToEngine, ToHolder, padded};
+use crate::holder::protocol::{
+    EventFrame, RESTARTS_VARIABLE, SOCKET_VARIABLE, ToEngine, ToHolder, padded,
+};
 use crate::sys::fanotify::{Class, Group, Verdict};
 
 /// What the holder wants of an engine that serves.
@@ -22,6 +24,11 @@ pub enum Incoming {
 #[derive(Debug)]
 pub struct Link {
     socket: OwnedFd,
+}
+
+/// The holder tells each engine how many there were before it.
+pub(super) fn restarts() -> u64 {
+    std::env::var(RESTARTS_VARIABLE).ok().and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 impl Link {

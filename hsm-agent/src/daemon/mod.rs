@@ -12,6 +12,7 @@
 mod api;
 mod canary;
 mod crowd;
+mod cutters;
 pub mod dispatch;
 mod engine;
 mod failures;

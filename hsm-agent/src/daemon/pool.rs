@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::canary::Canary;
 use super::crowd::Crowd;
+use super::cutters::Cutters;
 use super::failures::Failures;
 use super::link::Link;
 use super::metrics::Metrics;
@@ -69,6 +70,8 @@ pub struct Pool {
     pub inflight: Mutex<Inflight<FileKey>>,
     /// Who waits.
     pub waiters: Waiters,
+    /// Callers of `truncate(2)` who may be on their way.
+    pub cutters: Cutters,
     /// How many wait, in all pools.
     pub crowd: Arc<Crowd>,
     /// Files that wait for their sync.

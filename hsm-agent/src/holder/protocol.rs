@@ -33,6 +33,17 @@ pub struct EventFrame {
     pub event_fd: i32,
 }
 
+impl EventFrame {
+    /// Whether this may be a truncation. The kernel tells of the page in which the new end is (Linux 6.18, 7.3:
+    /// `fsnotify_pre_content()` rounds a range to pages; one that ends with a page is empty), as of a read from
+    /// that page.
+    pub fn may_be_a_cut(&self) -> bool {
+        let page = rustix::param::page_size() as u64;
+        self.mask.intersects(EventMask::PRE_ACCESS | EventMask::PRE_MODIFY)
+            && self.range.is_none_or(|range| range.count <= page)
+    }
+}
+
 /// From the holder to the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToEngine {
@@ -246,6 +257,18 @@ fn unknown(kind: u32) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cut_looks_like_a_read_of_one_page() {
+        let frame = |mask, range| EventFrame { id: 1, group: 0, mask, pid: 1, range, event_fd: 3 };
+        let page = rustix::param::page_size() as u64;
+        let range = |count| Some(ByteRange { offset: 3 * page, count });
+        for (count, may) in [(0, true), (page, true), (2 * page, false)] {
+            assert_eq!(frame(EventMask::PRE_ACCESS, range(count)).may_be_a_cut(), may, "{count}");
+        }
+        assert!(frame(EventMask::PRE_ACCESS, None).may_be_a_cut());
+        assert!(!frame(EventMask::OPEN_PERM, None).may_be_a_cut());
+    }
 
     #[test]
     fn frames_arrive_as_sent() {

@@ -50,6 +50,11 @@ pub fn release(
         tracing::warn!(%error, "catalogue not readable; comparing contents instead");
         vec![None; keys.len()]
     });
+    if !dry_run {
+        let now = Instant::now();
+        let until = keys.iter().filter_map(|key| pool.cutters.may_come(key, now)).max();
+        until.into_iter().for_each(std::thread::sleep);
+    }
     let mut outcomes: Vec<Option<FileOutcome>> = batch.iter().map(|_| None).collect();
     let mut ready = Vec::new();
     let patience = Instant::now() + PATIENCE;
@@ -132,6 +137,10 @@ fn acquire(
     seen_ctime_ns: Option<i64>,
     patience: Instant,
 ) -> Result<Ready, FileOutcome> {
+    if pool.cutters.may_come(&candidate.file.key, Instant::now()).is_some() {
+        let detail = "somebody may be about to cut it; try again in a second";
+        return Err(FileOutcome::failed(Reason::Busy, detail));
+    }
     let path = InodeFd::Path(candidate.path.as_fd());
     // Whatever was read before the claim may be old: an ignore mark on an offline file would let
     // everybody read zeros.

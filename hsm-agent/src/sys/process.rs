@@ -107,16 +107,17 @@ fn flags_say_ending(stat: &[u8]) -> bool {
     flags().is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
-/// Whether any thread of the process may be mapping a file or executing one right now. A mapping can
-/// grow later (`mremap`) without any event, so whoever maps needs the whole file. `true` when the
+/// Whether any thread of the process may be mapping, executing or truncating a file right now, of which a stock
+/// kernel tells no more than of a read. A mapping can grow later (`mremap`) without any event, and what is cut
+/// off has no bytes: each needs the whole file. `true` when the
 /// kernel does not tell: of a thread that runs it tells nothing. The one that waits for our answer does not
 /// run, but for the moment between its event and its sleep; so who runs is looked at again.
-pub fn may_be_mapping(pid: i32) -> bool {
+pub fn may_be_mapping_or_cutting(pid: i32) -> bool {
     const LOOKS: u32 = 20;
     const PAUSE: Duration = Duration::from_micros(100);
     for _ in 0..LOOKS {
-        match mapping(pid) {
-            Some(mapping) => return mapping,
+        match mapping_or_cutting(pid) {
+            Some(found) => return found,
             None => std::thread::sleep(PAUSE),
         }
     }
@@ -124,11 +125,17 @@ pub fn may_be_mapping(pid: i32) -> bool {
 }
 
 /// `None`: no thread is seen to, but one runs.
-fn mapping(pid: i32) -> Option<bool> {
-    /// `mmap`, `mmap2`, `execve` of 32-bit programs. Their numbers mean harmless calls in 64-bit
-    /// ones.
-    const COMPAT: [i64; 3] = [90, 192, 11];
-    const NATIVE: [i64; 3] = [libc::SYS_mmap, libc::SYS_execve, libc::SYS_execveat];
+fn mapping_or_cutting(pid: i32) -> Option<bool> {
+    /// `mmap`, `mmap2`, `execve`, `truncate`, `ftruncate`, `truncate64`, `ftruncate64` of 32-bit programs. Their
+    /// numbers mean harmless calls in 64-bit ones.
+    const COMPAT: [i64; 7] = [90, 192, 11, 92, 93, 193, 194];
+    const NATIVE: [i64; 5] = [
+        libc::SYS_mmap,
+        libc::SYS_execve,
+        libc::SYS_execveat,
+        libc::SYS_truncate,
+        libc::SYS_ftruncate,
+    ];
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Some(true) };
     let mut runs = false;
     for thread in threads {

@@ -46,6 +46,7 @@ cases! {
     failpoints_in_the_catalogue_lose_nothing with with_failpoints,
     an_overtaken_archive_leaves_no_unknown_object with with_failpoints,
     a_cut_during_a_release_is_never_under_a_marker with with_failpoints,
+    a_cut_that_was_let_through_finds_no_stub with with_failpoints; needs WholeWatch,
     a_release_puts_no_older_row_back with with_failpoints,
     an_archive_puts_no_older_row_back with with_failpoints,
     an_orphan_that_recovers_does_not_wait_for_its_successor with with_failpoints,
@@ -120,6 +121,36 @@ fn a_cut_during_a_release_is_never_under_a_marker(pool: &mut Pool) -> Result<()>
     pool.restart()?;
     left.check()?;
     Index::read(pool)?.has_no_intents()
+}
+
+/// `truncate(2)` has its answer, and does not get a processor until the file might be offline again.
+fn a_cut_that_was_let_through_finds_no_stub(pool: &mut Pool) -> Result<()> {
+    const LEFT: u64 = 16_603;
+    let armory = Armory::new(&pool.config)?;
+    let file = pool.offline_file("file", 64_648)?;
+    let answering = Point::EventAnswering;
+    armory.arm(answering, "pause", 1)?;
+    let exe = std::env::current_exe()?;
+    let size = LEFT.to_string();
+    let cutter = Run::new("taskset").args(["-c", "0"]).args([exe.as_os_str(), "--helper".as_ref()]);
+    let cutter =
+        cutter.args(["truncate".as_ref(), file.path.as_os_str(), size.as_ref()]).start()?;
+    armory.wait_until_reached(answering)?;
+    // His processor is taken, for less than a release waits for him.
+    let busy =
+        ["0.4", "taskset", "-c", "0", "chrt", "--fifo", "1", "sh", "-c", "while :; do :; done"];
+    let busy = Run::new("timeout").args(busy).start()?;
+    thread::sleep(Duration::from_millis(50));
+    armory.let_go(answering)?;
+    let release = pool.hsm.command(["release".as_ref(), file.path.as_os_str()]).output()?;
+    let cut = cutter.finish()?;
+    let busy = busy.finish()?;
+    ensure!(busy.code() == 124, "his processor was not taken: {}", busy.describe());
+    ensure!(cut.code() == 0, "the cut: {}", cut.describe());
+    let left = Sample { content: Content { size: LEFT, ..file.content }, path: file.path };
+    left.check().with_context(|| format!("after {}", release.describe()))?;
+    pool.hsm.must("migrate", [&left.path])?;
+    left.check()
 }
 
 /// Two files are released together; somebody wants to cut the first one and archive it before the second is done.

@@ -31,6 +31,7 @@ cases! {
     death_of_the_holder_never_lets_a_reader_see_zeros_while_others_open_files,
     a_changed_configuration_never_mixes_pools_up,
     timestamps_of_whole_seconds_prove_nothing,
+    who_cuts_a_file_needs_all_of_it with |config| ranges_for(config, "*"); needs Ranges,
     range_reads_past_the_end_return with |config| ranges_for(config, "*"); needs Ranges,
     mappings_that_grow_read_identical_bytes with |config| {
         let this = std::env::current_exe().expect("this program has a path");
@@ -293,6 +294,21 @@ fn begin_a_second() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let into = Duration::from_nanos(now.subsec_nanos().into());
     thread::sleep(Duration::from_secs(1) - into + LATE);
+}
+
+/// The kernel tells of `truncate(2)` as of a read of the page in which the new end is.
+fn who_cuts_a_file_needs_all_of_it(pool: &mut Pool) -> Result<()> {
+    for left in [MIB + 3, 2 * MIB, 1] {
+        let file = pool.offline_file(format!("file{left}"), 4 * MIB)?;
+        let exe = std::env::current_exe()?;
+        let cut = Run::new(exe).args(["--helper", "truncate"]);
+        cut.args([file.path.as_os_str(), left.to_string().as_ref()]).ok()?;
+        let left = Sample { content: Content { size: left, ..file.content }, path: file.path };
+        left.check().with_context(|| format!("cut to {}", left.content.size))?;
+        pool.hsm.must("migrate", [&left.path])?;
+        left.check()?;
+    }
+    Ok(())
 }
 
 fn range_reads_past_the_end_return(pool: &mut Pool) -> Result<()> {
