@@ -45,9 +45,14 @@ fn s3_stores_return_identical_bytes(pool: &mut Pool) -> Result<()> {
     Ok(())
 }
 
+/// A line of the configuration: short, but not for a slow machine.
+fn seconds(key: &str, seconds: u64) -> String {
+    format!("{key} = \"{}s\"", patience(Duration::from_secs(seconds)).as_secs())
+}
+
 fn an_unreachable_store_is_an_error_and_loses_nothing(pool: &mut Pool) -> Result<()> {
-    pool.config.limits.push("recall_deadline = \"5s\"".into());
-    let mut server = server(pool, &["deadline = \"2s\"", "retries = 2"])?;
+    pool.config.limits.push(seconds("recall_deadline", 5));
+    let mut server = server(pool, &[&seconds("deadline", 2), "retries = 2"])?;
     let file = pool.offline_file("file", MIB)?;
     server.stop();
     let begin = Instant::now();
@@ -85,8 +90,8 @@ fn a_store_that_comes_back_in_time_is_no_error(pool: &mut Pool) -> Result<()> {
 
 /// Whatever goes well or wrong, and however much is logged.
 fn keys_of_stores_are_in_no_log_and_no_answer(pool: &mut Pool) -> Result<()> {
-    pool.config.limits.push("recall_deadline = \"3s\"".into());
-    let mut server = server(pool, &["deadline = \"1s\"", "retries = 1"])?;
+    pool.config.limits.push(seconds("recall_deadline", 3));
+    let mut server = server(pool, &[&seconds("deadline", 1), "retries = 1"])?;
     let file = pool.offline_file("file", MIB)?;
     let mut said = Vec::new();
     for stopped in [false, true] {
