@@ -126,16 +126,11 @@ pub fn may_be_mapping_or_cutting(pid: i32) -> bool {
 
 /// `None`: no thread is seen to, but one runs.
 fn mapping_or_cutting(pid: i32) -> Option<bool> {
-    /// `mmap`, `mmap2`, `execve`, `truncate`, `ftruncate`, `truncate64`, `ftruncate64` of 32-bit programs. Their
-    /// numbers mean harmless calls in 64-bit ones.
-    const COMPAT: [i64; 7] = [90, 192, 11, 92, 93, 193, 194];
-    const NATIVE: [i64; 5] = [
-        libc::SYS_mmap,
-        libc::SYS_execve,
-        libc::SYS_execveat,
-        libc::SYS_truncate,
-        libc::SYS_ftruncate,
-    ];
+    /// `mmap`, `mmap2`, `execve`, `truncate`, `truncate64` of 32-bit programs. Their numbers mean harmless calls in
+    /// 64-bit ones. (`ftruncate` takes a descriptor for writing, which others see.)
+    const COMPAT: [i64; 5] = [90, 192, 11, 92, 193];
+    const NATIVE: [i64; 4] =
+        [libc::SYS_mmap, libc::SYS_execve, libc::SYS_execveat, libc::SYS_truncate];
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Some(true) };
     let mut runs = false;
     for thread in threads {
