@@ -309,11 +309,12 @@ impl Pool {
             // truncate(2) does not raise the write count.
             Who::Kernel(frame, _) => {
                 let modifies = frame.mask.contains(EventMask::PRE_MODIFY);
+                let counts = frame.range.is_some_and(|r| r.count > 0);
                 let told = self.interceptor.tier() == Tier::MarkFilter;
                 let cuts = || {
                     !told && frame.may_be_a_cut() && process::may_be_mapping_or_cutting(frame.pid)
                 };
-                !modifies && (frame.mask.contains(EventMask::OPEN_PERM) || !cuts())
+                !modifies && (frame.mask.contains(EventMask::OPEN_PERM) || (counts && !cuts()))
             }
             // Wants it durable.
             Who::User(_) => false,
