@@ -52,8 +52,9 @@ pub fn release(
     });
     if !dry_run {
         let now = Instant::now();
-        let until = keys.iter().filter_map(|key| pool.cutters.may_come(key, now)).max();
-        until.into_iter().for_each(std::thread::sleep);
+        if let Some(left) = keys.iter().filter_map(|key| pool.cutters.may_come(key, now)).max() {
+            std::thread::sleep(left);
+        }
     }
     let mut outcomes: Vec<Option<FileOutcome>> = batch.iter().map(|_| None).collect();
     let mut ready = Vec::new();
@@ -137,6 +138,7 @@ fn acquire(
     seen_ctime_ns: Option<i64>,
     patience: Instant,
 ) -> Result<Ready, FileOutcome> {
+    // Somebody may have been let through since the batch waited for such callers; from the claim on nobody is.
     if pool.cutters.may_come(&candidate.file.key, Instant::now()).is_some() {
         let detail = "somebody may be about to cut it; try again in a second";
         return Err(FileOutcome::failed(Reason::Busy, detail));
