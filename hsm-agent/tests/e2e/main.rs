@@ -55,8 +55,7 @@ fn refuse() -> ExitCode {
 
 fn run(mut arguments: Arguments, dir: &Path) -> ExitCode {
     tell_what_is_not_applicable(&arguments);
-    // Each pool has an agent and several programs of its own; more only makes them wait.
-    arguments.test_threads.get_or_insert(2);
+    arguments.test_threads.get_or_insert_with(hsm_lab::cases_at_once);
     let conclusion = libtest_mimic::run(&arguments, trials(dir));
     if conclusion.num_ignored > 0 {
         eprintln!(

@@ -40,7 +40,7 @@ pub use config::PoolConfig;
 pub use content::Content;
 pub use hsm::Hsm;
 pub use loopfs::{FsKind, LoopFs};
-pub use pace::patience;
+pub use pace::{cases_at_once, patience};
 pub use run::{Output, Run};
 pub use tier::Tier;
 pub use tools::tool;

@@ -4,6 +4,7 @@
 //! times slower; the variable [`VARIABLE`] says how many. It stretches what is waited *at most*,
 //! never what is measured, so nothing is allowed on an ordinary machine that was not before.
 
+use std::num::NonZero;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -21,6 +22,14 @@ pub fn patience(limit: Duration) -> Duration {
 /// longer, but some times anywhere.
 pub fn turns(count: u32) -> u32 {
     (count / slowness()).max(10.min(count))
+}
+
+/// How many cases run beside each other. They wait for half of their time (for limits, deaths, programs), so two
+/// per processor keep it busy; an emulated one has nothing to wait for. More than 8 gain nothing.
+pub fn cases_at_once() -> usize {
+    let processors = std::thread::available_parallelism().map_or(2, NonZero::get);
+    let per_processor = if slowness() > 1 { 1 } else { 2 };
+    (processors * per_processor).clamp(2, 8)
 }
 
 fn slowness() -> u32 {
