@@ -311,9 +311,7 @@ impl Pool {
                 let modifies = frame.mask.contains(EventMask::PRE_MODIFY);
                 let counts = frame.range.is_some_and(|r| r.count > 0);
                 let told = self.interceptor.tier() == Tier::MarkFilter;
-                let cuts = || {
-                    !told && frame.may_be_a_cut() && process::may_be_mapping_or_cutting(frame.pid)
-                };
+                let cuts = || !told && frame.may_be_a_cut() && may_cut(frame.pid);
                 !modifies && (frame.mask.contains(EventMask::OPEN_PERM) || (counts && !cuts()))
             }
             // Wants it durable.
@@ -393,6 +391,14 @@ impl Pool {
 /// root.
 fn user_of(pid: i32) -> u32 {
     process::uid(pid).unwrap_or(0)
+}
+
+/// Whether this process may be in a `truncate(2)`. Of many threads that is not looked up: it takes longer than
+/// what is to be gained.
+fn may_cut(pid: i32) -> bool {
+    const MANY: u64 = 32;
+    process::threads(pid).is_none_or(|count| count > MANY)
+        || process::may_be_mapping_or_cutting(pid)
 }
 
 /// Whether nobody has the file open for writing now.

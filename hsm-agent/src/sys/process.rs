@@ -1,6 +1,7 @@
 //! Limits and identity of the own process.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{
@@ -115,35 +116,48 @@ fn flags_say_ending(stat: &[u8]) -> bool {
 pub fn may_be_mapping_or_cutting(pid: i32) -> bool {
     const LOOKS: u32 = 20;
     const PAUSE: Duration = Duration::from_micros(100);
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let Ok(mut threads) = threads.map(|t| t.map(|t| t.path())).collect::<Result<Vec<_>, _>>()
+    else {
+        return true;
+    };
     for _ in 0..LOOKS {
-        match mapping_or_cutting(pid) {
-            Some(found) => return found,
-            None => std::thread::sleep(PAUSE),
+        // Whoever is seen in another call once is not the one who waits.
+        let mut running = Vec::new();
+        for thread in threads {
+            match is_mapping_or_cutting(&thread) {
+                Some(true) => return true,
+                Some(false) => {}
+                None => running.push(thread),
+            }
         }
+        if running.is_empty() {
+            return false;
+        }
+        threads = running;
+        std::thread::sleep(PAUSE);
     }
     true
 }
 
-/// `None`: no thread is seen to, but one runs.
-fn mapping_or_cutting(pid: i32) -> Option<bool> {
+/// `None`: the thread runs.
+fn is_mapping_or_cutting(thread: &Path) -> Option<bool> {
     /// `mmap`, `mmap2`, `execve`, `truncate`, `truncate64` of 32-bit programs. Their numbers mean harmless calls in
     /// 64-bit ones. (`ftruncate` takes a descriptor for writing, which others see.)
     const COMPAT: [i64; 5] = [90, 192, 11, 92, 193];
     const NATIVE: [i64; 4] =
         [libc::SYS_mmap, libc::SYS_execve, libc::SYS_execveat, libc::SYS_truncate];
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Some(true) };
-    let mut runs = false;
-    for thread in threads {
-        // "running", or a number and its arguments.
-        let text = thread.and_then(|thread| std::fs::read_to_string(thread.path().join("syscall")));
-        let Ok(text) = text else { return Some(true) };
-        match text.split_whitespace().next().and_then(|n| n.parse::<i64>().ok()) {
-            Some(n) if NATIVE.contains(&n) || COMPAT.contains(&n) => return Some(true),
-            Some(_) => {}
-            None => runs = true,
-        }
-    }
-    (!runs).then_some(false)
+    // "running", or a number and its arguments.
+    let Ok(text) = std::fs::read_to_string(thread.join("syscall")) else { return Some(true) };
+    let number = text.split_whitespace().next().and_then(|n| n.parse::<i64>().ok())?;
+    Some(NATIVE.contains(&number) || COMPAT.contains(&number))
+}
+
+/// How many threads a process has, if it exists.
+pub fn threads(pid: i32) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    // A directory with one below it for each.
+    Some(std::fs::metadata(format!("/proc/{pid}/task")).ok()?.nlink().saturating_sub(2))
 }
 
 /// Whether a descriptor of a process only names a file (`O_PATH`) and cannot read it. `false` when
@@ -212,6 +226,16 @@ mod tests {
         assert!(!flags_say_ending(stat(0x0040_0040).as_bytes()));
         assert!(flags_say_ending(stat(0x0040_0044).as_bytes()));
         assert!(flags_say_ending(b"17 (a) S"), "what is not understood is no living process");
+    }
+
+    #[test]
+    fn threads_are_counted() {
+        let own = std::process::id().cast_signed();
+        let waiting: Vec<_> = (0..40).map(|_| std::thread::spawn(std::thread::park)).collect();
+        assert!(threads(own).unwrap() > 40);
+        waiting.iter().for_each(|thread| thread.thread().unpark());
+        waiting.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(threads(i32::MAX), None);
     }
 
     #[test]
