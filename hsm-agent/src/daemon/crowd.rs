@@ -80,6 +80,21 @@ impl Crowd {
         Some(Place { crowd: Arc::clone(self), uid })
     }
 
+    /// Whether nearly all who wait are others than this user, who is asked for only if many wait. His answer should not
+    /// gather with theirs.
+    pub fn is_for_others(&self, uid: impl FnOnce() -> u32) -> bool {
+        /// Fewer are answered at once anyway.
+        const MANY: usize = 8;
+        /// His part at most.
+        const PART: usize = 8;
+        if self.counts().total <= MANY {
+            return false;
+        }
+        let uid = uid();
+        let counts = self.counts();
+        counts.users.get(&uid).copied().unwrap_or(0) * PART <= counts.total
+    }
+
     /// The limits.
     pub fn room(&self) -> Room {
         self.room
@@ -116,9 +131,20 @@ mod tests {
         let others: Vec<_> = (2..9).filter_map(|uid| crowd.enter(uid)).collect();
         assert_eq!(others.len(), 2);
         drop(many);
+        assert!(!crowd.is_for_others(|| unreachable!("few wait")));
         assert!(crowd.enter(1).is_some());
         drop(others);
         assert!(crowd.by_user().is_empty() && crowd.counts().total == 0);
+    }
+
+    #[test]
+    fn who_has_an_eighth_of_those_who_wait_is_not_one_of_the_crowd() {
+        let crowd = Crowd::new(Room { total: 100, per_user: 100 });
+        let _many: Vec<_> = (0..21).map(|_| crowd.enter(1)).collect();
+        let mut few: Vec<_> = (0..3).map(|_| crowd.enter(2)).collect();
+        assert_eq!([1, 2, 3].map(|uid| crowd.is_for_others(|| uid)), [false, true, true]);
+        few.push(crowd.enter(2));
+        assert!(!crowd.is_for_others(|| 2));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::FileKey;
 
+/// Where many wait, an answer reaches the kernel up to 0.1 s after it was given (`holder::pace`).
 /// A thread that can run waits for a processor for milliseconds, times the number of those who are busy.
 const GRACE: Duration = Duration::from_secs(1);
 

@@ -32,17 +32,17 @@ impl Pool {
             Err(error) => {
                 let file = self.name_of(fd.as_fd());
                 tracing::error!(%error, file = %file.display(), "no file handle; denied");
-                self.answer_kernel(&frame, Verdict::Deny(libc::EIO));
+                self.answer_kernel(&frame, None, Verdict::Deny(libc::EIO));
                 return;
             }
         };
         if self.canary.is(&key) {
-            self.answer_kernel(&frame, Verdict::Deny(canary::ERRNO));
+            self.answer_kernel(&frame, None, Verdict::Deny(canary::ERRNO));
             return;
         }
         let file = FileRef { key, event: Some(Arc::clone(&fd)), pid: Some(frame.pid) };
         let Some(want) = self.want(&frame, &fd, &file) else {
-            self.answer_kernel(&frame, Verdict::Allow);
+            self.answer_kernel(&frame, None, Verdict::Allow);
             return;
         };
         if self.is_cut(&frame) {
@@ -325,9 +325,9 @@ impl Pool {
     }
 
     fn answer(&self, ticket: Ticket, verdict: Verdict) {
-        let Some(Waiting { who, since, file, .. }) = self.waiters.remove(ticket) else {
-            return;
-        };
+        let Some(waiting) = self.waiters.remove(ticket) else { return };
+        let uid = waiting.uid();
+        let Waiting { who, since, file, .. } = waiting;
         let waited = since.elapsed();
         match who {
             Who::Kernel(frame, _) => {
@@ -335,7 +335,7 @@ impl Pool {
                 if waited > Duration::from_micros(100) {
                     self.metrics.waited(waited);
                 }
-                self.answer_kernel(&frame, verdict);
+                self.answer_kernel(&frame, uid, verdict);
                 if self.is_cut(&frame) {
                     self.cutters.answered(&file.key, Instant::now());
                 }
@@ -345,12 +345,14 @@ impl Pool {
         }
     }
 
-    fn answer_kernel(&self, frame: &EventFrame, verdict: Verdict) {
+    /// `uid`: who waits, if that is known.
+    fn answer_kernel(&self, frame: &EventFrame, uid: Option<u32>, verdict: Verdict) {
         if verdict != Verdict::Allow {
             add(&self.metrics.denials, 1);
         }
+        let urgent = self.crowd.is_for_others(|| uid.unwrap_or_else(|| user_of(frame.pid)));
         reach(Point::EventAnswering);
-        if let Err(error) = self.link.answer(frame, verdict) {
+        if let Err(error) = self.link.answer(frame, verdict, urgent) {
             tracing::error!(%error, "the holder does not take answers");
         }
         reach(Point::EventAnswered);

@@ -463,7 +463,7 @@ fn deny_unmanaged(link: &Link, frame: &EventFrame) {
         "access to a file system whose pool was taken out of the configuration while the agent ran; \
          denied. Restart the agent"
     );
-    if let Err(error) = link.answer(frame, Verdict::Deny(libc::EIO)) {
+    if let Err(error) = link.answer(frame, Verdict::Deny(libc::EIO), false) {
         tracing::error!(%error, "the holder does not take answers");
     }
 }

@@ -90,7 +90,7 @@ impl Link {
                 Some((ToEngine::Ping, _)) => return Ok(Some(Incoming::Ping)),
                 // A descriptor that did not fit our limit: the holder still has the event.
                 Some((ToEngine::Event(event), None)) => {
-                    self.answer(&event, Verdict::Deny(libc::EAGAIN))?;
+                    self.answer(&event, Verdict::Deny(libc::EAGAIN), false)?;
                 }
                 Some(_) => {}
                 None => return Ok(None),
@@ -98,9 +98,9 @@ impl Link {
         }
     }
 
-    /// Answers an event. Fails when the holder is gone: then the sentinel denies all that it knew.
-    pub fn answer(&self, event: &EventFrame, verdict: Verdict) -> io::Result<()> {
-        ToHolder::Answer { id: event.id, verdict }.send(self.socket.as_fd(), None)
+    /// Answers an event, `urgent`ly where others' answers can wait. Fails when the holder is gone: then the sentinel denies all that it knew.
+    pub fn answer(&self, event: &EventFrame, verdict: Verdict, urgent: bool) -> io::Result<()> {
+        ToHolder::Answer { id: event.id, verdict, urgent }.send(self.socket.as_fd(), None)
     }
 
     /// Whether the holder is gone: then [`Self::next`] is about to say so. In doubt it is.

@@ -34,6 +34,13 @@ pub struct Waiting {
     place: Option<Arc<Place>>,
 }
 
+impl Waiting {
+    /// Under whose name, once he has a place.
+    pub fn uid(&self) -> Option<u32> {
+        self.place.as_ref().map(|place| place.uid)
+    }
+}
+
 /// All who wait in one pool.
 #[derive(Debug, Default)]
 pub struct Waiters {

@@ -117,7 +117,7 @@ points! {
     HolderListed "holder.listed" Holder "an event is in the table; no engine knows of it",
     HolderSent "holder.sent" Holder "an event is handed to the engine",
     HolderAnswering "holder.answering" Holder "the engine's answer is taken; the kernel does not know",
-    HolderAnswered "holder.answered" Holder "the kernel has the answer",
+    HolderAnswered "holder.answered" Holder "the kernel has the answer, or it gathers with others",
     HolderRequested "holder.requested" Holder "a kernel program's request is read (tier lsm-filter)",
     HolderMarked "holder.marked" Holder "the watch that a kernel program asked for is in place; it waits (tier lsm-filter)",
 }

@@ -51,7 +51,7 @@ impl Engine {
                 pid = event.frame.pid,
                 "too many engines died over this access; denied"
             );
-            shared.answer(event, Verdict::Deny(libc::EIO));
+            shared.answer_now(event, Verdict::Deny(libc::EIO));
         }
         ToEngine::Hello.send(&ours, None)?;
         shared.set_engine(Some(ours));

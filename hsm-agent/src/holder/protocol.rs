@@ -94,6 +94,8 @@ pub enum ToHolder {
         id: u64,
         /// What to tell the kernel.
         verdict: Verdict,
+        /// Not with the answers of others (`holder/pace.rs`).
+        urgent: bool,
     },
     /// The engine takes events: tell it about those that wait.
     Serving,
@@ -202,8 +204,9 @@ impl ToHolder {
             }
             Self::Programs => Frame::new(PROGRAMS),
             Self::Cover { group, marker } => Frame { group, name: marker, ..Frame::new(COVER) },
-            Self::Answer { id, verdict } => {
-                Frame { id, response: verdict.to_response(), ..Frame::new(ANSWER) }
+            Self::Answer { id, verdict, urgent } => {
+                let response = verdict.to_response();
+                Frame { id, response, group: urgent.into(), ..Frame::new(ANSWER) }
             }
             Self::Serving => Frame::new(SERVING),
             Self::Ready => Frame::new(READY),
@@ -220,7 +223,10 @@ impl ToHolder {
             OPEN_GROUP => Self::OpenGroup { name: f.name, fail_closed: f.group != 0 },
             PROGRAMS => Self::Programs,
             COVER => Self::Cover { group: f.group, marker: f.name },
-            ANSWER => Self::Answer { id: f.id, verdict: Verdict::from_response(f.response) },
+            ANSWER => {
+                let verdict = Verdict::from_response(f.response);
+                Self::Answer { id: f.id, verdict, urgent: f.group != 0 }
+            }
             SERVING => Self::Serving,
             READY => Self::Ready,
             ALIVE => Self::Alive,
@@ -295,8 +301,8 @@ mod tests {
             ToHolder::OpenGroup { name: padded("media").unwrap(), fail_closed: true },
             ToHolder::Programs,
             ToHolder::Cover { group: 3, marker: padded("security.bpf.hsm").unwrap() },
-            ToHolder::Answer { id: 7, verdict: Verdict::Deny(libc::EIO) },
-            ToHolder::Answer { id: 8, verdict: Verdict::Allow },
+            ToHolder::Answer { id: 7, verdict: Verdict::Deny(libc::EIO), urgent: false },
+            ToHolder::Answer { id: 8, verdict: Verdict::Allow, urgent: true },
             ToHolder::Serving,
             ToHolder::Ready,
             ToHolder::Alive,

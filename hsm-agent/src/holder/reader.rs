@@ -136,10 +136,14 @@ fn one(shared: &Shared, number: u32, event: &Event) {
         // over, denies every number that there can be.
         reach(Point::HolderRead);
     }
-    if own {
-        shared.answer(unanswered, Verdict::Allow);
-    } else if shared.is_denying() || shared.pending().len() >= shared.capacity {
-        shared.answer(unanswered, Verdict::Deny(libc::EAGAIN));
+    if own && event.pid == own_pid() {
+        // Openers wait for its thread that takes their requests.
+        shared.answer_now(unanswered, Verdict::Allow);
+    } else if own {
+        // Somebody's recall waits for it.
+        shared.answer(unanswered, Verdict::Allow, true);
+    } else if shared.is_denying() || shared.waiting() >= shared.capacity {
+        shared.answer_now(unanswered, Verdict::Deny(libc::EAGAIN));
     } else {
         shared.list(unanswered);
         reach(Point::HolderListed);
@@ -148,9 +152,11 @@ fn one(shared: &Shared, number: u32, event: &Event) {
 
 /// The engine's and our own accesses move data in and out; they must never wait for themselves.
 fn is_own(shared: &Shared, pid: i32) -> bool {
-    pid > 0
-        && (pid == shared.engine_pid.load(Ordering::SeqCst)
-            || pid == rustix::process::getpid().as_raw_nonzero().get())
+    pid > 0 && (pid == shared.engine_pid.load(Ordering::SeqCst) || pid == own_pid())
+}
+
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 fn frame(group: u32, event: &Event, fd: &OwnedFd) -> EventFrame {

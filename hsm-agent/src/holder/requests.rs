@@ -350,7 +350,7 @@ impl Covered {
         if !self.group.fails_closed() && xattr::get_at_path(path.as_fd(), &self.marker)?.is_none() {
             return Ok(Outcome::Answer(Answer::Online));
         }
-        if shared.pending().len() >= shared.capacity {
+        if shared.waiting() >= shared.capacity {
             return Ok(Outcome::Answer(Answer::Refuse(libc::EAGAIN)));
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;

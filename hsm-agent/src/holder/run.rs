@@ -20,7 +20,7 @@ use super::watchdog::{Look, Watchdog};
 use super::{reader, requests};
 use crate::failpoint::{Point, reach};
 use crate::sys::fanotify::{Class, Group, GroupOptions};
-use crate::sys::process::raise_descriptor_limit;
+use crate::sys::process::{self, raise_descriptor_limit};
 use crate::sys::signal::SignalFd;
 
 /// How long a stopping engine may take to answer what waits before it is killed.
@@ -31,8 +31,9 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 const NO_ENGINE_LIMIT: Duration = Duration::from_secs(60);
 /// Longest pause between two attempts to start the engine.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// Descriptors that are not for waiting accesses.
-const SPARE_DESCRIPTORS: u64 = 64;
+/// Descriptors that are not for waiting accesses: 64, and one for each recall that may run, whose own access may
+/// wait for a burst.
+const SPARE_DESCRIPTORS: u64 = 64 + 256;
 /// Most accesses that may wait at once, whatever the descriptor limit is.
 pub const MAX_WAITING: u64 = 262_144;
 
@@ -61,6 +62,7 @@ pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
     let kept = keep::kept();
     let room = raise_descriptor_limit().saturating_sub(SPARE_DESCRIPTORS).min(MAX_WAITING);
     let shared = Arc::new(Shared::new(room as usize).map_err(system("make an eventfd"))?);
+    write_answers(&shared).map_err(system("start a thread"))?;
     let engine = Engine::start(&shared, arguments, 0).map_err(system("start its engine"))?;
     let mut holder = Holder {
         shared,
@@ -75,6 +77,31 @@ pub fn run(arguments: &[OsString]) -> Result<i32, HolderError> {
     let code = holder.main_loop(&signals)?;
     holder.leave();
     Ok(code)
+}
+
+/// Ends the process when its thread does.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+/// A thread that writes what [`Shared::answer`] has gathered, until the process ends.
+fn write_answers(shared: &Arc<Shared>) -> io::Result<()> {
+    let shared = Arc::clone(shared);
+    let writer = move || {
+        // Without this thread nobody would be answered; without this process everybody is denied.
+        let _end = AbortOnPanic;
+        // Whom a burst wakes must not take the processor from it.
+        if let Err(error) = process::run_before_others() {
+            tracing::warn!(%error, "no real-time priority; many readers at once are served slowly");
+        }
+        shared.pace.write_bursts(|| shared.waiting())
+    };
+    std::thread::Builder::new().name("answers".into()).spawn(writer)?;
+    Ok(())
 }
 
 #[derive(Debug, Default)]
@@ -157,12 +184,12 @@ impl Holder<'_> {
                 self.watchdog.heard();
             }
             match message {
-                Ok(Some((ToHolder::Answer { id, verdict }, _))) => {
+                Ok(Some((ToHolder::Answer { id, verdict, urgent }, _))) => {
                     let event = self.shared.pending().remove(id);
                     match event {
                         Some(event) => {
                             reach(Point::HolderAnswering);
-                            self.shared.answer(event, verdict);
+                            self.shared.answer(event, verdict, urgent);
                             reach(Point::HolderAnswered);
                         }
                         None => tracing::warn!(id, "the engine answered an event that nobody has"),

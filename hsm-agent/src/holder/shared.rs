@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::end::Turns;
+use super::pace::{Answer, Pace};
 use super::pending::{Origin, Pending, Unanswered};
 use super::protocol::ToEngine;
 use super::requests::Programs;
@@ -19,6 +20,8 @@ use crate::sys::fanotify::{Group, Verdict};
 pub(super) struct Shared {
     pub(super) pending: Mutex<Pending>,
     pub(super) groups: Mutex<Vec<(String, Arc<Group>)>>,
+    /// Answers that are to be written.
+    pub(super) pace: Pace,
     /// Readers that have not yet answered or noted down what they read.
     pub(super) turns: Turns,
     /// The kernel programs, if they are served.
@@ -49,6 +52,7 @@ impl Shared {
         Ok(Self {
             pending: Mutex::default(),
             groups: Mutex::default(),
+            pace: Pace::new(),
             turns: Turns::new(),
             programs: Programs::default(),
             engine: Mutex::default(),
@@ -114,35 +118,54 @@ impl Shared {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Answers and only then closes the event's descriptor.
-    pub(super) fn answer(&self, event: Unanswered, verdict: Verdict) {
+    /// Answers, with others where many wait ([`super::pace`]).
+    pub(super) fn answer(&self, event: Unanswered, verdict: Verdict, urgent: bool) {
+        let Some(answer) = self.prepare(event, verdict) else { return };
+        // A group that fails closed wakes the one whose answer it was.
+        if answer.group.fails_closed() || self.is_denying() {
+            answer.write();
+        } else {
+            self.pace.answer(answer, urgent, self.waiting());
+        }
+    }
+
+    /// Answers when this returns.
+    pub(super) fn answer_now(&self, event: Unanswered, verdict: Verdict) {
+        self.prepare(event, verdict).into_iter().for_each(Answer::write);
+    }
+
+    /// The answer for fanotify; others are given here.
+    fn prepare(&self, event: Unanswered, verdict: Verdict) -> Option<Answer> {
         let Unanswered { frame, fd, origin, .. } = event;
         match origin {
             Origin::Fanotify => {}
-            Origin::Program(question) => return self.programs.answer(question, verdict),
-            Origin::Wanted(_) => return,
+            Origin::Program(question) => {
+                self.programs.answer(question, verdict);
+                return None;
+            }
+            Origin::Wanted(_) => return None,
         }
         let group = self.groups().get(frame.group as usize).map(|(_, g)| Arc::clone(g));
-        let result = match group {
-            Some(group) => group.answer(frame.event_fd, verdict),
-            None => Err(io::Error::other("no such group")),
+        let Some(group) = group else {
+            tracing::error!(pid = frame.pid, group = frame.group, "an answer for no known group");
+            return None;
         };
-        match result {
-            Ok(()) => {}
-            // The waiter was killed.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::error!(%error, pid = frame.pid, "answer not taken"),
-        }
-        drop(fd);
+        Some(Answer { group, fd, number: frame.event_fd, pid: frame.pid, verdict })
+    }
+
+    /// Events that are unanswered, or whose answer is not written yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.pending().len() + self.pace.len()
     }
 
     /// Denies everything that waits.
     pub(super) fn deny_all(&self, errno: i32) {
+        self.pace.flush(|| 0);
         let waiting = self.pending().drain();
         if !waiting.is_empty() {
             tracing::warn!(count = waiting.len(), errno, "denying all waiting accesses");
         }
-        waiting.into_iter().for_each(|e| self.answer(e, Verdict::Deny(errno)));
+        waiting.into_iter().for_each(|e| self.answer_now(e, Verdict::Deny(errno)));
     }
 
     /// From now on this process is denied whatever it asks, also what it waits for already. 0: nobody is; who waits
@@ -153,7 +176,7 @@ impl Shared {
             return;
         }
         let waiting = self.pending().take_of(pid);
-        waiting.into_iter().for_each(|e| self.answer(e, Verdict::Deny(libc::EIO)));
+        waiting.into_iter().for_each(|e| self.answer_now(e, Verdict::Deny(libc::EIO)));
     }
 
     /// Lists what the engine is to answer, unless nobody would get to it.
@@ -163,7 +186,7 @@ impl Shared {
         let pid = event.frame.pid;
         if pid > 0 && pid == self.refused_pid.load(Ordering::SeqCst) {
             drop(pending);
-            self.answer(event, Verdict::Deny(libc::EIO));
+            self.answer_now(event, Verdict::Deny(libc::EIO));
         } else {
             pending.insert(event);
         }
