@@ -50,14 +50,15 @@ fn waiting_readers(pool: &mut Pool, count: usize) -> Result<(Vec<Sample>, Reader
         files.push(pool.offline_file(format!("file{i}"), 2 * MIB)?);
     }
     pool.restart_slow("1MiB")?;
-    let start = |file: &Sample| {
-        let path = file.path.clone();
-        thread::spawn(move || fs::read(path))
-    };
-    let readers: Readers = files.iter().map(start).collect();
+    let readers: Readers = files.iter().map(reader).collect();
     thread::sleep(Duration::from_millis(500));
     ensure!(readers.iter().all(|reader| !reader.is_finished()), "the recalls were not slow");
     Ok((files, readers))
+}
+
+fn reader(file: &Sample) -> JoinHandle<std::io::Result<Vec<u8>>> {
+    let path = file.path.clone();
+    thread::spawn(move || fs::read(path))
 }
 
 /// Every reader got its bytes.
@@ -224,7 +225,10 @@ pub(super) fn wait_until_up(pool: &mut Pool) -> Result<()> {
 }
 
 fn a_clean_stop_answers_every_waiting_reader(pool: &mut Pool) -> Result<()> {
-    let (files, readers) = waiting_readers(pool, 6)?;
+    let (files, mut readers) = waiting_readers(pool, 6)?;
+    // So many that answers gather (`holder/pace.rs`).
+    readers.extend(files.iter().cycle().take(36).map(reader));
+    thread::sleep(Duration::from_millis(200));
     let mut agent = pool.take_agent()?;
     agent.stop(STOP_LIMIT)?;
     let end = Instant::now() + patience(Duration::from_secs(10));
@@ -232,7 +236,7 @@ fn a_clean_stop_answers_every_waiting_reader(pool: &mut Pool) -> Result<()> {
         ensure!(Instant::now() < end, "a reader still waits after the stop");
         thread::sleep(Duration::from_millis(20));
     }
-    for (file, reader) in files.iter().zip(readers) {
+    for (file, reader) in files.iter().cycle().zip(readers) {
         // Bytes or an error, never zeros.
         if let Ok(bytes) = reader.join().map_err(|_| anyhow!("a reader panicked"))? {
             file.content.check_bytes(&bytes)?;
