@@ -1,11 +1,16 @@
-//! Replays every target's seeds and a fixed number of mutations of them.
+//! Replays every target's seeds and mutations of them: a fixed number, or for as long as [`SECONDS`] says.
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use hsm_fuzz::TARGETS;
 
+/// At least.
 const MUTATIONS: u64 = 20_000;
+
+/// Environment variable: how long each target goes on at least.
+const SECONDS: &str = "HSM_FUZZ_SECONDS";
 
 /// xorshift64: the same inputs in every run.
 struct Random(u64);
@@ -45,10 +50,17 @@ fn replay(name: &str) {
     seeds.iter().for_each(|seed| (target.run)(seed));
     seeds.push(Vec::new());
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    for _ in 0..MUTATIONS {
-        let seed = random.below(seeds.len());
-        (target.run)(&mutate(&seeds[seed], &mut random));
+    let seconds = std::env::var(SECONDS).map_or(0, |text| text.parse().unwrap());
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut done = 0;
+    while done < MUTATIONS || Instant::now() < end {
+        for _ in 0..1000 {
+            let seed = random.below(seeds.len());
+            (target.run)(&mutate(&seeds[seed], &mut random));
+        }
+        done += 1000;
     }
+    println!("{name}: {done} mutations");
 }
 
 macro_rules! replays {

@@ -144,6 +144,9 @@ fn fuzz(options: &Options, report: &mut Report) -> Result<()> {
     }
     let mut command = workspace();
     command.args(["test", "--no-fail-fast"]);
+    if options.all {
+        command.env("HSM_FUZZ_SECONDS", "20");
+    }
     suite(name, "parsers of foreign bytes must not panic", command, options, report)
 }
 
