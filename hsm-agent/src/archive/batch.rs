@@ -201,7 +201,7 @@ fn store_all(
     };
     reach(Point::ArchiveIntended);
     let one = |(i, file): &(usize, Ready)| {
-        if stop() { Err(FileOutcome::not_begun()) } else { upload(pool, &batch[*i], file) }
+        if stop() { Err(FileOutcome::not_begun().into()) } else { upload(pool, &batch[*i], file) }
     };
     let uploaded: Vec<_> = ready.iter().map(one).collect();
     let flushed = flush(pool);
@@ -211,10 +211,11 @@ fn store_all(
     let mut claims = Vec::new();
     for (((index, file), uploaded), intent) in ready.into_iter().zip(uploaded).zip(intents) {
         // The object is durable before the record says so.
-        let result = uploaded
-            .and_then(|()| flushed.clone())
-            .and_then(|()| verify(pool, &file))
-            .and_then(|()| write_record(pool, &batch[index], &file));
+        let result = uploaded.and_then(|()| {
+            flushed.clone()?;
+            verify(pool, &file)?;
+            Ok(write_record(pool, &batch[index], &file)?)
+        });
         outcomes.push((index, finish(pool, &batch[index], &file, result, intent, &mut catalogue)));
         claims.push(file.claim);
     }
@@ -238,17 +239,30 @@ fn intent(candidate: &Candidate, file: &Ready) -> NewIntent {
     }
 }
 
-fn upload(pool: &Pool, candidate: &Candidate, file: &Ready) -> Result<(), FileOutcome> {
+/// Why a file is not archived.
+struct Failure {
+    outcome: FileOutcome,
+    /// The store may still be about to make the object: it was told to, and has not said how that went.
+    under_way: bool,
+}
+
+impl From<FileOutcome> for Failure {
+    fn from(outcome: FileOutcome) -> Self {
+        Self { outcome, under_way: false }
+    }
+}
+
+fn upload(pool: &Pool, candidate: &Candidate, file: &Ready) -> Result<(), Failure> {
     let hint = pool.relative(&candidate.name);
     let attributes = attributes::read(file.fd.as_fd(), &file.stat, &file.names, hint)
         .map_err(|e| FileOutcome::io("the attributes cannot be read", &e))?;
     let (fd, size) = (file.fd.as_fd(), file.stat.size);
     let upload = Upload { pool, id: file.id, fd, size, lease: &file.lease };
     upload.run(attributes).map_err(|e| match e {
-        UploadError::Store(e) => store_failed(&e),
-        UploadError::Changed => FileOutcome::failed(Reason::Changed, e.to_string()),
+        UploadError::Store(e) => Failure { outcome: store_failed(&e), under_way: true },
+        UploadError::Changed => FileOutcome::failed(Reason::Changed, e.to_string()).into(),
         UploadError::Read(_) | UploadError::Encode(_) => {
-            FileOutcome::failed(Reason::Io, e.to_string())
+            FileOutcome::failed(Reason::Io, e.to_string()).into()
         }
     })?;
     reach(Point::ArchiveStored);
@@ -317,7 +331,7 @@ fn finish(
     pool: &Pool,
     candidate: &Candidate,
     file: &Ready,
-    result: Result<FileRow, FileOutcome>,
+    result: Result<FileRow, Failure>,
     intent: IntentId,
     catalogue: &mut Batch,
 ) -> FileOutcome {
@@ -332,18 +346,20 @@ fn finish(
             catalogue.finished.push(intent);
             FileOutcome::done(file.stat.size)
         }
-        Err(outcome) => {
-            give_up(pool, candidate, file, intent, catalogue);
+        Err(Failure { outcome, under_way }) => {
+            give_up(pool, candidate, file, under_way, intent, catalogue);
             outcome
         }
     }
 }
 
-/// The object is of no use, unless the record already names it.
+/// The object is of no use, unless the record already names it. One that is `under_way` may come into being after it
+/// was deleted, so it is deleted once more when its retention is over.
 fn give_up(
     pool: &Pool,
     candidate: &Candidate,
     file: &Ready,
+    under_way: bool,
     intent: IntentId,
     catalogue: &mut Batch,
 ) {
@@ -382,8 +398,10 @@ fn give_up(
     };
     // A crash here finds the intent of an object that does not exist: it is retired in vain.
     reach(Point::ArchiveUndone);
-    if let Err(error) = deleted {
+    if let Err(error) = &deleted {
         tracing::warn!(%error, "an unused object is left in the store for now");
+    }
+    if under_way || deleted.is_err() {
         catalogue.retired.push((file.id, now_ns()));
     }
     catalogue.finished.push(intent);

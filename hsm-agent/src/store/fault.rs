@@ -38,6 +38,8 @@ pub enum Fault {
     Failed,
     /// Does what was asked for, and then says that it was not available.
     DoneButUnavailable,
+    /// Never answers, and does what was asked for when nobody expects it any more (where an object is made).
+    Overdue,
     /// Never answers.
     Stall,
     /// Answers late.
@@ -69,6 +71,8 @@ pub struct Chances {
     pub fail: u16,
     /// [`Fault::DoneButUnavailable`], where something is changed.
     pub late: u16,
+    /// [`Fault::Overdue`], where an object is made.
+    pub overdue: u16,
     /// [`Fault::Stall`].
     pub stall: u16,
     /// [`Fault::Delay`] of up to 200 ms.
@@ -88,6 +92,7 @@ impl FromStr for Chances {
             match name.trim() {
                 "fail" => chances.fail = value,
                 "late" => chances.late = value,
+                "overdue" => chances.overdue = value,
                 "stall" => chances.stall = value,
                 "delay" => chances.delay = value,
                 "damage" => chances.damage = value,
@@ -103,12 +108,14 @@ impl Chances {
     fn fault(self, op: Op, dice: u16, other: u16) -> Option<Fault> {
         let changes = !matches!(op, Op::GetRange | Op::GetTail | Op::Head);
         let reads = matches!(op, Op::GetRange | Op::GetTail);
+        let makes = matches!(op, Op::Put | Op::Finish);
         let even = other.is_multiple_of(2);
         let delay = Fault::Delay(Duration::from_millis(u64::from(other) % 200));
         let damaged = if even { Fault::FlipBit(other.into()) } else { Fault::Truncate(1) };
         let table = [
             (self.fail, true, if even { Fault::Unavailable } else { Fault::Failed }),
             (self.late, changes, Fault::DoneButUnavailable),
+            (self.overdue, makes, Fault::Overdue),
             (self.stall, true, Fault::Stall),
             (self.delay, true, delay),
             (self.damage, reads, damaged),
@@ -169,6 +176,19 @@ impl Script {
             other => Ok(other),
         }
     }
+}
+
+/// Longer than the requests' deadline in the suite.
+const OVERDUE: Duration = Duration::from_secs(3);
+
+/// Does `work` when nobody waits for it any more.
+async fn overdue(work: impl Future<Output = Result<()>> + Send + 'static) -> Result<()> {
+    tokio::spawn(async move {
+        tokio::time::sleep(OVERDUE).await;
+        let done = work.await;
+        tracing::debug!(?done, "injected fault: done when nobody waits for it");
+    });
+    std::future::pending().await
 }
 
 /// The payload as the fault leaves it.
@@ -234,6 +254,10 @@ impl FaultStore {
 impl Store for FaultStore {
     async fn put(&self, key: &ObjectKey, body: Bytes) -> Result<()> {
         let fault = self.script.before(Op::Put, key.into()).await?;
+        if fault == Some(Fault::Overdue) {
+            let (inner, key) = (Arc::clone(&self.inner), *key);
+            return overdue(async move { inner.put(&key, body).await }).await;
+        }
         after(fault, key, self.inner.put(key, damage(fault, body)).await)
     }
 
@@ -294,6 +318,9 @@ impl ObjectSink for FaultSink {
 
     async fn finish(self: Box<Self>) -> Result<()> {
         let fault = self.script.before(Op::Finish, (&self.key).into()).await?;
+        if fault == Some(Fault::Overdue) {
+            return overdue(self.inner.finish()).await;
+        }
         after(fault, &self.key, self.inner.finish().await)
     }
 

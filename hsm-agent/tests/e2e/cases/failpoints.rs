@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hsm_agent::failpoint::{BUILT_IN, Point, REACHED, VARIABLE};
+use hsm_agent::store::fault;
 use hsm_lab::{Content, FsKind, PoolConfig, Run, Tier, census, patience};
 use rustix::fs::OFlags;
 
@@ -45,6 +46,7 @@ cases! {
     failpoints_on_the_way_of_an_event_lose_nothing with with_failpoints,
     failpoints_in_the_catalogue_lose_nothing with with_failpoints,
     an_overtaken_archive_leaves_no_unknown_object with with_failpoints,
+    an_object_that_comes_too_late_is_known with with_store_faults,
     a_cut_during_a_release_is_never_under_a_marker with with_failpoints,
     a_cut_that_was_let_through_finds_no_stub with with_failpoints; needs WholeWatch,
     a_release_puts_no_older_row_back with with_failpoints,
@@ -248,6 +250,39 @@ fn an_overtaken_archive_leaves_no_unknown_object(pool: &mut Pool) -> Result<()> 
     index.has_no_intents()?;
     ensure!(!pool.objects()?.is_empty(), "nothing was stored: the case is no use");
     index.knows_all_of_the_store(pool)
+}
+
+/// A file with what goes wrong in the store.
+fn store_faults(config: &PoolConfig) -> PathBuf {
+    config.dir.join("store-faults")
+}
+
+fn with_store_faults(config: &mut PoolConfig) {
+    let file = store_faults(config).display().to_string();
+    config.environment.push((fault::VARIABLE.to_owned(), file));
+    config.store_options.push("retries = 1\ndeadline = \"1500ms\"".into());
+}
+
+/// Whoever gave an object up has deleted it before it was there.
+fn an_object_that_comes_too_late_is_known(pool: &mut Pool) -> Result<()> {
+    ensure!(BUILT_IN, "this build has no faults of the store: cargo test --features failpoints");
+    let faults = store_faults(&pool.config);
+    for (count, (name, size)) in [("small", 100_000), ("large", 3 << 20)].into_iter().enumerate() {
+        let file = pool.file(name, size)?;
+        fs::write(&faults, "overdue = 1000")?;
+        let report = pool.hsm.verb("archive", [&file])?;
+        fs::remove_file(&faults)?;
+        ensure!(report.code == 1, "archived without an answer: {}", report.output.describe());
+        let temporary = pool.store().join("tmp");
+        let end = Instant::now() + patience(Duration::from_secs(20));
+        while pool.objects()?.iter().filter(|o| !o.starts_with(&temporary)).count() <= count {
+            ensure!(Instant::now() < end, "the object never came: the case is no use");
+            thread::sleep(Duration::from_millis(50));
+        }
+        Index::read(pool)?.knows_all_of_the_store(pool).context(name)?;
+        fs::remove_file(&file.path)?;
+    }
+    Ok(())
 }
 
 fn failpoints_in_archive_lose_nothing(pool: &mut Pool) -> Result<()> {

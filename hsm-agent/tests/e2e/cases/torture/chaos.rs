@@ -23,7 +23,7 @@ const WEATHER: [&str; 8] = [
     "",
     "delay = 300",
     "fail = 150, late = 50",
-    "stall = 60",
+    "stall = 40, overdue = 40",
     "damage = 100",
     "fail = 80, late = 40, stall = 30, delay = 200, damage = 50",
 ];
