@@ -409,3 +409,18 @@ fn release_batch_of_ten_thousand() {
         println!("round {round}: begin {begun:?}, begin + commit {:?}", start.elapsed());
     }
 }
+
+/// A scan looks at all rows before it removes those of files that are gone, or have no copy.
+#[test]
+fn a_row_that_changed_since_it_was_seen_stays() {
+    let (_dir, catalog) = fresh();
+    let archived_anew = FileRow { object: Some(object(9)), ..row(1, FileState::Archived) };
+    let upserts = vec![archived_anew.clone(), row(2, FileState::Archived)];
+    catalog.commit(&Batch { upserts, ..Batch::default() }).expect("commit");
+    let gone = vec![(key(1), Some(object(1))), (key(2), Some(object(2)))];
+    let retired = vec![(object(1), 5), (object(2), 5)];
+    catalog.commit(&Batch { gone, retired, ..Batch::default() }).expect("commit");
+    assert_eq!(catalog.get(&key(1)).expect("get"), Some(archived_anew));
+    assert_eq!(catalog.get(&key(2)).expect("get"), None);
+    assert_eq!(catalog.retired_count().expect("count"), 2);
+}

@@ -15,6 +15,8 @@ pub struct Batch {
     /// Objects that no inode refers to any more, each with the time since when (nanoseconds since
     /// the epoch). Retiring an object again restarts its retention time.
     pub retired: Vec<(ObjectId, i64)>,
+    /// Rows to remove, unless they name another object by now: whoever put that there came later.
+    pub gone: Vec<(FileKey, Option<ObjectId>)>,
     /// New or changed files, from who holds the claim on them. The object of such a row is taken off the
     /// garbage list; the one that the file had before, if it is another, is put on it.
     pub upserts: Vec<FileRow>,
@@ -107,6 +109,10 @@ fn revives(conn: &Connection, batch: &Batch) -> rusqlite::Result<bool> {
 fn apply(tx: &Transaction<'_>, batch: &Batch, instance: i64) -> rusqlite::Result<()> {
     let mut remove = tx.prepare_cached("DELETE FROM files WHERE key = ?")?;
     batch.removes.iter().try_for_each(|key| remove.execute([key.to_blob()]).map(drop))?;
+    let mut forget = tx.prepare_cached("DELETE FROM files WHERE key = ? AND object IS ?")?;
+    batch.gone.iter().try_for_each(|(key, object)| {
+        forget.execute(params![key.to_blob(), object.map(|o| o.0)]).map(drop)
+    })?;
     retire(tx, &batch.retired)?;
     let mut rows: Vec<_> = batch.upserts.iter().collect();
     for note in &batch.notes {

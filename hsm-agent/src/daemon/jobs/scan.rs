@@ -142,7 +142,8 @@ impl Scan<'_> {
             };
             if is_gone {
                 gone.retired.extend(row.object.map(|object| (object, now_ns())));
-                gone.removes.push(row.key);
+                // It may be archived meanwhile.
+                gone.gone.push((row.key, row.object));
             }
             ControlFlow::Continue(())
         })?;
