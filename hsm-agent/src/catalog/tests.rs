@@ -146,7 +146,12 @@ fn totals_follow_every_change() {
     upsert(&catalog, vec![row(1, FileState::Offline), grown]);
     expect(FileState::Archived, 2, 1007);
     expect(FileState::Offline, 1, 1001);
-    catalog.commit(&Batch { removes: vec![key(2), key(9)], ..Batch::default() }).expect("commit");
+    catalog
+        .commit(&Batch {
+            gone: vec![(key(2), Some(object(2))), (key(9), None)],
+            ..Batch::default()
+        })
+        .expect("commit");
     expect(FileState::Archived, 1, 5);
     catalog.clear_files().expect("clear");
     expect(FileState::Archived, 0, 0);

@@ -10,12 +10,11 @@ use crate::failpoint::{Point, reach};
 /// Changes that become visible together or not at all, applied in the order of the fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Files that are gone or have nothing to be said about.
-    pub removes: Vec<FileKey>,
     /// Objects that no inode refers to any more, each with the time since when (nanoseconds since
     /// the epoch). Retiring an object again restarts its retention time.
     pub retired: Vec<(ObjectId, i64)>,
-    /// Rows to remove, unless they name another object by now: whoever put that there came later.
+    /// Rows of files that are gone or have nothing to be said about, each with the object that it named. One that
+    /// names another by now stays: whoever put that there came later.
     pub gone: Vec<(FileKey, Option<ObjectId>)>,
     /// New or changed files, from who holds the claim on them. The object of such a row is taken off the
     /// garbage list; the one that the file had before, if it is another, is put on it.
@@ -107,8 +106,6 @@ fn revives(conn: &Connection, batch: &Batch) -> rusqlite::Result<bool> {
 }
 
 fn apply(tx: &Transaction<'_>, batch: &Batch, instance: i64) -> rusqlite::Result<()> {
-    let mut remove = tx.prepare_cached("DELETE FROM files WHERE key = ?")?;
-    batch.removes.iter().try_for_each(|key| remove.execute([key.to_blob()]).map(drop))?;
     let mut forget = tx.prepare_cached("DELETE FROM files WHERE key = ? AND object IS ?")?;
     batch.gone.iter().try_for_each(|(key, object)| {
         forget.execute(params![key.to_blob(), object.map(|o| o.0)]).map(drop)

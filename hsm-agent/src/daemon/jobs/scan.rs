@@ -15,7 +15,7 @@ use crate::core::{FileState, Subtrees};
 use crate::daemon::outcome::{Candidate, FileOutcome};
 use crate::daemon::pool::{Pool, now_ns};
 use crate::failpoint::{Point, reach};
-use crate::marker::InodeFd;
+use crate::marker::{InodeError, InodeFd, Unjudged};
 use crate::scanner::{Found, Walker};
 use crate::sys::handle;
 
@@ -106,13 +106,7 @@ impl Scan<'_> {
         match note(self.pool, candidate, &mut self.batch) {
             Ok(true) => self.job.report(&candidate.name, FileOutcome::done(candidate.stat.size)),
             Ok(false) => {}
-            Err(outcome) => {
-                if outcome.reason == Some(Reason::ForeignMarker) {
-                    // An earlier scan may have taken it for offline.
-                    self.batch.removes.push(candidate.file.key.clone());
-                }
-                self.job.report(&candidate.name, outcome);
-            }
+            Err(outcome) => self.job.report(&candidate.name, outcome),
         }
         Ok(())
     }
@@ -167,7 +161,12 @@ pub(in crate::daemon) fn note(
     let (fd, key) = (InodeFd::Path(candidate.path.as_fd()), &candidate.file.key);
     // Before the inode: whatever is archived from here on shows in it, or overrules this note.
     let known = pool.catalog.get(key).ok().flatten();
-    let facts = pool.attributes.facts(fd, &candidate.stat, Some(key))?;
+    let facts = pool.attributes.facts(fd, &candidate.stat, Some(key)).inspect_err(|error| {
+        if matches!(error, InodeError::Unjudged(Unjudged::Foreign)) {
+            // An earlier scan may have taken it for offline.
+            batch.gone.extend(known.as_ref().map(|known| (key.clone(), known.object)));
+        }
+    })?;
     if facts.state == FileState::Resident {
         return Ok(false);
     }
