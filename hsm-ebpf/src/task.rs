@@ -18,6 +18,9 @@ unsafe extern "C" {
     fn bpf_rcu_read_unlock();
 }
 
+/// Of all architectures.
+const SIGKILL: u32 = 9;
+
 /// Process number of the caller.
 #[inline(always)]
 pub fn tgid() -> u32 {
@@ -96,17 +99,17 @@ impl Task {
         self.get(setting!(offsets.task_walk))
     }
 
-    /// Whether a signal waits that the thread would take now.
+    /// Whether the thread is being killed. A fatal signal is SIGKILL to each thread of its process.
     ///
-    /// Not the thread's flag bits, whose numbers differ between kernels.
+    /// No other signal counts, as in fanotify's own wait. One for the process is taken by a thread that the
+    /// kernel chose, and what is pending does not tell which: another one that left for it would bring
+    /// ERESTARTSYS home to its program, as an error number that there is not. (The thread's flag bits would tell, but
+    /// their numbers differ between kernels.)
     #[inline(always)]
-    pub fn is_interrupted(self) -> bool {
+    pub fn is_killed(self) -> bool {
         let set = setting!(offsets.pending_set);
-        let own: u64 = self.get(setting!(offsets.task_pending) + set);
-        let blocked: u64 = self.get(setting!(offsets.task_blocked));
-        let shared: *const u8 = self.get(setting!(offsets.task_signal));
-        let shared: u64 = read(shared, setting!(offsets.signal_pending) + set);
-        (own | shared) & !blocked != 0
+        let pending: u64 = self.get(setting!(offsets.task_pending) + set);
+        pending & (1 << (SIGKILL - 1)) != 0
     }
 
     /// Whether the thread is in a system call that reads a range of a file and is over then. A mapping

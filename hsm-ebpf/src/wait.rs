@@ -1,7 +1,7 @@
 //! Asking the agent, and waiting for its answer.
 //!
 //! A program cannot sleep until it is woken. It looks in turns: at its entry in `WAITS`, at the
-//! inode's mask, at its signals, at the server and at the clock, and lets others run in between.
+//! inode's mask, whether it is killed, at the server and at the clock, and lets others run in between.
 //! The wait keeps a grace period of the kernel from ending, so it is short: it lasts until there
 //! is a watch, and fanotify does the long waiting.
 
@@ -25,7 +25,7 @@ use crate::under_way;
 
 /// Try again.
 pub const EAGAIN: i32 = 11;
-/// The system call is done again after the signal, or fails with `EINTR`.
+/// Seen by nobody: the caller is being killed.
 const ERESTARTSYS: i32 = 512;
 /// Largest error number that a hook may return.
 const MAX_ERRNO: i32 = 4095;
@@ -227,8 +227,8 @@ fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Option<An
         told::unserved(inode);
         return Some(Answer::Nobody);
     }
-    if !task.is_kernel() && task.is_interrupted() {
-        count(Counter::Interrupted);
+    if !task.is_kernel() && task.is_killed() {
+        count(Counter::Killed);
         return Some(Answer::Refuse(-ERESTARTSYS));
     }
     task.yield_cpu();

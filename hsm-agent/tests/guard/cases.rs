@@ -49,6 +49,7 @@ cases! {
     a_silent_server_is_given_up,
     a_dead_server_is_not_waited_for,
     a_killed_opener_leaves_at_once,
+    a_signal_for_another_thread_ends_no_wait,
     a_watch_lets_fanotify_ask,
     a_strangers_watch_is_not_enough,
     who_waited_for_a_lease_is_looked_at_again,
@@ -81,6 +82,30 @@ const PATH_REOPEN: &str =
     "f = os.open(p, os.O_PATH); os.close(os.open(f'/proc/self/fd/{f}', os.O_RDONLY))";
 
 const ACCESSES: &[&str] = &[READ, READ_WRITE, WRITE, TRUNCATING, TRUNCATE, EXECUTE, PATH_REOPEN];
+
+/// One thread opens the file; another sends its process signals, and takes them. Tells the error number of the open.
+const OPEN_UNDER_SIGNALS: &str = "
+import os, signal, sys, threading
+error = signals = 0
+
+def handle(*_):
+    global signals
+    signals += 1
+
+def access():
+    global error
+    try:
+        open(sys.argv[1], 'rb')
+    except OSError as e:
+        error = e.errno
+
+signal.signal(signal.SIGUSR1, handle)
+opener = threading.Thread(target=access)
+opener.start()
+while opener.is_alive():
+    os.kill(os.getpid(), signal.SIGUSR1)
+print(error, signals > 100)
+";
 
 fn all_accesses(path: &Path, wanted: i32) -> Result<()> {
     ACCESSES.iter().try_for_each(|access| assert_errno(access, path, wanted))
@@ -285,7 +310,17 @@ fn a_killed_opener_leaves_at_once(lab: &Lab) -> Result<()> {
     wait_for(|| Ok(!opener.is_running()?))?;
     ensure!(begin.elapsed() < Duration::from_millis(500), "ended after {:?}", begin.elapsed());
     ensure!(lab.maps.waiting()? == 0, "its entry is gone");
-    assert_count(lab, Counter::Interrupted, 1)
+    assert_count(lab, Counter::Killed, 1)
+}
+
+/// A thread that left for it would have no signal to handle, and its program an error number that there is not.
+fn a_signal_for_another_thread_ends_no_wait(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("silent", &path)?;
+    let output = python(OPEN_UNDER_SIGNALS, &path)?;
+    ensure!(output.text().trim() == format!("{EAGAIN} True"), "{}", output.describe());
+    assert_count(lab, Counter::DeniedTimeout, 1)
 }
 
 fn a_watch_lets_fanotify_ask(lab: &Lab) -> Result<()> {

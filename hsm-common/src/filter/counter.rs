@@ -58,8 +58,8 @@ counters! {
     DeniedSilent = "open_denied_silent",
     /// Opens refused by the second check, after the lease break.
     DeniedPostOpen = "open_denied_post_open",
-    /// Waits that a signal ended; the system call restarts or fails with `EINTR`.
-    Interrupted = "wait_interrupted",
+    /// Waits of threads that were killed.
+    Killed = "wait_killed",
     /// Truncations by path that were asked about.
     TruncateAsked = "truncate_asked",
     /// Truncations that were refused.

@@ -146,12 +146,6 @@ offsets! {
     task_mm = "task_struct.mm" needed,
     /// Signals that wait for the thread.
     task_pending = "task_struct.pending" needed,
-    /// Signals that the thread does not take now.
-    task_blocked = "task_struct.blocked" needed,
-    /// What the threads of the process share.
-    task_signal = "task_struct.signal" needed,
-    /// Signals that wait for the process.
-    signal_pending = "signal_struct.shared_pending" needed,
     /// The set among pending signals.
     pending_set = "sigpending.signal" needed,
     /// The path that the thread is following; null when it follows none.

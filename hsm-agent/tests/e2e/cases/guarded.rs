@@ -438,8 +438,8 @@ fn killed_openers_leave_a_stalled_agent_at_once(pool: &mut Pool) -> Result<()> {
             "truncate" => Tier::of_this_run() != Tier::MarkFilter,
             _ => stalled == holder,
         };
-        let interrupted = || Ok::<_, anyhow::Error>(maps.counters()?.get(Counter::Interrupted));
-        let before = interrupted()?;
+        let left = || Ok::<_, anyhow::Error>(maps.counters()?.get(Counter::Killed));
+        let before = left()?;
         kill(stalled, Signal::STOP);
         let numbers = ["0".as_ref(), "9".as_ref()];
         let mut opener =
@@ -458,8 +458,8 @@ fn killed_openers_leave_a_stalled_agent_at_once(pool: &mut Pool) -> Result<()> {
         waits.and(ended).with_context(|| how.to_owned())?;
         eprintln!("{how}, waiting in the programs: {in_programs}: gone after {took:.1?}");
         ensure!(took < Duration::from_secs(1), "{how} ended {took:?} after its death");
-        let counted = interrupted()? - before;
-        ensure!(counted == u64::from(in_programs), "{how}: {counted} were interrupted");
+        let counted = left()? - before;
+        ensure!(counted == u64::from(in_programs), "{how}: {counted} left the programs");
     }
     files.iter().try_for_each(Sample::check)
 }
