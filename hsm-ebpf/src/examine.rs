@@ -89,7 +89,7 @@ impl Suspect {
     #[inline(always)]
     fn query(self) -> i32 {
         let answer = ask(self.inode, self.sb, KIND_QUERY);
-        if answer == Answer::Online {
+        if answer == Answer::ONLINE {
             // The agent looked after this look began.
             self.look.end(Marker::Absent);
         }

@@ -133,7 +133,7 @@ fn filter(file: File, sb: SuperBlock, marker: Marker, look: Look, unseen: bool) 
     };
     let until = if walked && !unchecked { Until::Watched } else { Until::Answered };
     match ask_until(inode, sb, kind, until) {
-        Answer::Online => {
+        Answer::ONLINE => {
             // The agent looked after this look began. Where the marker could be read, it was
             // there: then it has been removed, which counts, and is looked at again.
             if marker == Marker::Unreadable {
@@ -142,11 +142,10 @@ fn filter(file: File, sb: SuperBlock, marker: Marker, look: Look, unseen: bool) 
             count(Counter::PassedAnswered);
             if followed { 0 } else { NOT_FOLLOWED }
         }
-        Answer::Watched if !unchecked && inode.is_watched() => {
+        Answer::WATCHED if !unchecked && inode.is_watched() => {
             count(Counter::PassedWatched);
             0
         }
-        Answer::Refuse(error) => error,
-        Answer::Watched | Answer::Nobody => -EAGAIN,
+        answer => answer.error(),
     }
 }

@@ -21,7 +21,7 @@ use crate::marker;
 use crate::object::{Attributes, Dentry, Path};
 use crate::task;
 use crate::told;
-use crate::wait::{Answer, EAGAIN, ask};
+use crate::wait::{EAGAIN, ask};
 
 /// `ATTR_SIZE` of `<linux/fs.h>`.
 const ATTR_SIZE: u32 = 1 << 3;
@@ -40,14 +40,12 @@ pub fn guard_truncate(context: LsmContext) -> i32 {
         return 0;
     }
     count(Counter::TruncateAsked);
-    match ask(inode, sb, KIND_RECALL) {
-        Answer::Refuse(error) => {
-            count(Counter::TruncateDenied);
-            error
-        }
-        // Whatever was or was not answered, `inode_setattr` decides.
-        Answer::Online | Answer::Watched | Answer::Nobody => 0,
+    let refusal = ask(inode, sb, KIND_RECALL).refusal();
+    if refusal != 0 {
+        count(Counter::TruncateDenied);
     }
+    // Whatever else was or was not answered, `inode_setattr` decides.
+    refusal
 }
 
 /// `int inode_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr *attr)`.

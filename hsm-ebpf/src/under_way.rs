@@ -46,7 +46,7 @@ pub fn pass(file: File, inode: Inode, sb: SuperBlock, serial: u64) -> i32 {
     if before == 0 {
         count_off(open);
     }
-    if let Answer::Refuse(error) = answer { error } else { -EAGAIN }
+    answer.error()
 }
 
 /// Counts the thread, unless it is counted. The address of the file that it was counted for, or zero. A full barrier.

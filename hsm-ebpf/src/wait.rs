@@ -44,28 +44,43 @@ unsafe extern "C" {
     fn bpf_iter_num_destroy(iter: *mut bpf_iter_num);
 }
 
-/// What came of it.
+/// What came of it. A number, and no enumeration with an error in one of its variants: the compiler would leave
+/// that place of the others undefined, and the verifier does not let it be copied.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// The file is online.
-    Online,
-    /// What was waited for is there: somebody watches the inode now, or the second program is attached.
-    Watched,
-    /// Nobody could tell: nobody serves, no room, no progress.
-    Nobody,
-    /// Refuse with this (negative) error.
-    Refuse(i32),
-}
+pub struct Answer(i32);
 
 impl Answer {
+    /// The file is online.
+    pub const ONLINE: Self = Self(1);
+    /// What was waited for is there: somebody watches the inode now, or the second program is attached.
+    pub const WATCHED: Self = Self(2);
+    /// Nobody could tell: nobody serves, no room, no progress.
+    pub const NOBODY: Self = Self(3);
+    /// There is none yet.
+    const NONE: Self = Self(0);
+
+    /// Refuse with this (negative) error.
+    #[inline(always)]
+    const fn refuse(error: i32) -> Self {
+        Self(error)
+    }
+
+    /// The (negative) error to refuse with; zero if it is another answer.
+    #[inline(always)]
+    pub fn refusal(self) -> i32 {
+        if self.0 < 0 { self.0 } else { 0 }
+    }
+
+    /// What a hook fails with that is not content with it.
+    #[inline(always)]
+    pub fn error(self) -> i32 {
+        if self.0 < 0 { self.0 } else { -EAGAIN }
+    }
+
     /// The hook's result where only an online file passes.
     #[inline(always)]
     pub fn needs_online(self) -> i32 {
-        match self {
-            Self::Online => 0,
-            Self::Refuse(error) => error,
-            Self::Watched | Self::Nobody => -EAGAIN,
-        }
+        if self == Self::ONLINE { 0 } else { self.error() }
     }
 }
 
@@ -92,17 +107,17 @@ pub fn ask_until(inode: Inode, sb: SuperBlock, kind: u32, until: Until) -> Answe
     if !is_served() {
         count(Counter::DeniedNoServer);
         told::unserved(inode);
-        return Answer::Nobody;
+        return Answer::NOBODY;
     }
-    let Some(id) = next_number() else { return Answer::Nobody };
+    let Some(id) = next_number() else { return Answer::NOBODY };
     let begin = Wait { verdict: 0, beat: 0 };
     if WAITS.insert(&id, &begin, u64::from(BPF_NOEXIST)).is_err() {
         count(Counter::DeniedFull);
         told::full(inode);
-        return Answer::Nobody;
+        return Answer::NOBODY;
     }
     let answer =
-        if submit(id, inode, sb, kind) { wait(id, inode, kind, until) } else { Answer::Nobody };
+        if submit(id, inode, sb, kind) { wait(id, inode, kind, until) } else { Answer::NOBODY };
     // From here on a late answer finds no entry.
     let _ = WAITS.remove(&id);
     answer
@@ -171,16 +186,16 @@ fn wait(id: u64, inode: Inode, kind: u32, until: Until) -> Answer {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let mut patience = Patience { limit, deadline: now + limit, beat: 0, turns: 0, until };
-    let mut answer = None;
+    let mut answer = Answer::NONE;
     let mut outer = MaybeUninit::<bpf_iter_num>::uninit();
     let mut inner = MaybeUninit::<bpf_iter_num>::uninit();
     // SAFETY: both iterators stay where they are on the stack, are made before they are used and
     // destroyed on the one way out of their loop.
     unsafe {
         bpf_iter_num_new(outer.as_mut_ptr(), 0, OUTER);
-        while answer.is_none() && !bpf_iter_num_next(outer.as_mut_ptr()).is_null() {
+        while answer == Answer::NONE && !bpf_iter_num_next(outer.as_mut_ptr()).is_null() {
             bpf_iter_num_new(inner.as_mut_ptr(), 0, INNER);
-            while answer.is_none() && !bpf_iter_num_next(inner.as_mut_ptr()).is_null() {
+            while answer == Answer::NONE && !bpf_iter_num_next(inner.as_mut_ptr()).is_null() {
                 answer = turn(id, inode, task, &mut patience);
             }
             bpf_iter_num_destroy(inner.as_mut_ptr());
@@ -188,20 +203,20 @@ fn wait(id: u64, inode: Inode, kind: u32, until: Until) -> Answer {
         bpf_iter_num_destroy(outer.as_mut_ptr());
     }
     count_many(Counter::WaitTurns, patience.turns);
-    answer.unwrap_or(Answer::Nobody)
+    if answer == Answer::NONE { Answer::NOBODY } else { answer }
 }
 
-/// Looks once. `None`: not yet.
+/// Looks once.
 #[inline(always)]
-fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Option<Answer> {
+fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Answer {
     patience.turns += 1;
     // SAFETY: the entry is this caller's own; nobody else removes it. Volatile: the agent writes.
     let wait = match WAITS.get_ptr(&id) {
         Some(wait) => unsafe { wait.read_volatile() },
-        None => return Some(Answer::Nobody),
+        None => return Answer::NOBODY,
     };
     if wait.verdict != 0 {
-        return Some(decide(wait.verdict));
+        return decide(wait.verdict);
     }
     let enough = match patience.until {
         Until::Answered => false,
@@ -209,7 +224,7 @@ fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Option<An
         Until::Armed => under_way::is_armed(),
     };
     if enough {
-        return Some(Answer::Watched);
+        return Answer::WATCHED;
     }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -220,32 +235,32 @@ fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Option<An
     if now > patience.deadline {
         count(Counter::DeniedTimeout);
         told::late(inode);
-        return Some(Answer::Nobody);
+        return Answer::NOBODY;
     }
     if !is_served() {
         count(Counter::DeniedNoServer);
         told::unserved(inode);
-        return Some(Answer::Nobody);
+        return Answer::NOBODY;
     }
     if !task.is_kernel() && task.is_killed() {
         count(Counter::Killed);
-        return Some(Answer::Refuse(-ERESTARTSYS));
+        return Answer::refuse(-ERESTARTSYS);
     }
     task.yield_cpu();
-    None
+    Answer::NONE
 }
 
 /// What the agent's word means.
 #[inline(always)]
 fn decide(verdict: i32) -> Answer {
     if verdict == ANSWER_ONLINE {
-        Answer::Online
+        Answer::ONLINE
     } else if verdict == ANSWER_WATCHED {
-        Answer::Watched
+        Answer::WATCHED
     } else if verdict < 0 && verdict >= -MAX_ERRNO {
         count(Counter::DeniedAnswer);
-        Answer::Refuse(verdict)
+        Answer::refuse(verdict)
     } else {
-        Answer::Nobody
+        Answer::NOBODY
     }
 }
