@@ -22,7 +22,7 @@ use crate::coverage;
 use crate::maps::{ARMED, IN_FLIGHT, UNDER_WAY};
 use crate::object::{File, Inode, SuperBlock};
 use crate::task::Task;
-use crate::wait::{Answer, EAGAIN, Until, ask_until};
+use crate::wait::{EAGAIN, Until, ask_until};
 
 /// Lets the open of a marked file go on: counted, and with the second program attached behind it. The hook's
 /// result.
