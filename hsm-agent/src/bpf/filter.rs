@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::load::Image;
 use super::struct_ops::{self, Ops};
-use super::{BpfError, Probe, Settings, kernel, object, pin, probe};
+use super::{BpfError, Settings, kernel, object, pin, probe};
 use crate::sys::bpf;
 use crate::sys::probe::{Support, kernel_release, mark_filters};
 
@@ -129,11 +129,7 @@ impl Filter {
 /// BPF LSM is needed as well: without the guard's programs nothing would make a cached verdict
 /// invalid.
 pub fn filter_probe() -> Result<(), String> {
-    match probe().map_err(|e| e.to_string())? {
-        Probe::Available => {}
-        other => return Err(other.to_string()),
-    }
-    let types = kernel::types().map_err(|e| e.to_string())?;
+    let types = probe::types().map_err(|e| e.to_string())?;
     Ops::find(&types).map_err(|e| e.to_string())?;
     match mark_filters() {
         Ok(Support::Yes) => Ok(()),
