@@ -99,12 +99,14 @@ impl Task {
         self.get(setting!(offsets.task_walk))
     }
 
-    /// Whether the thread is being killed. A fatal signal is SIGKILL to each thread of its process.
+    /// Whether the thread is being killed: by SIGKILL, or by what the kernel makes SIGKILL for each thread of a process.
+    /// That is every signal that ends it, but for one that dumps core, one to a process that is traced, and one
+    /// that comes while another is pending: these are taken when the wait is over.
     ///
-    /// No other signal counts, as in fanotify's own wait. One for the process is taken by a thread that the
-    /// kernel chose, and what is pending does not tell which: another one that left for it would bring
-    /// ERESTARTSYS home to its program, as an error number that there is not. (The thread's flag bits would tell, but
-    /// their numbers differ between kernels.)
+    /// So does fanotify's own wait. A signal for the process is taken by a thread that the kernel chose, and what is
+    /// pending does not tell which: another one that left for it would bring ERESTARTSYS home to its program, as an
+    /// error number that there is not. (The thread's flag bits would tell, but their numbers differ between
+    /// kernels.)
     #[inline(always)]
     pub fn is_killed(self) -> bool {
         let set = setting!(offsets.pending_set);

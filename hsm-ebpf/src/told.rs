@@ -66,8 +66,8 @@ macro_rules! told {
             #[inline(always)]
             pub fn $name(inode: Inode) {
                 /// One copy, and out of the way of what passes. Global, so that the verifier looks at it once, and
-                /// not on each way that leads to it: that made nine tenths of its work. Returns a number because
-                /// a global function must.
+                /// not on each way that leads to it (312,607 instructions of `guard_open` in place of 48,856).
+                /// Returns a number because a global function must.
                 #[inline(never)]
                 #[unsafe(export_name = concat!("tell_", stringify!($name)))]
                 extern "C" fn tell(number: u64, device: u32) -> u32 {

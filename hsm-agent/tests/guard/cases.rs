@@ -104,7 +104,7 @@ opener = threading.Thread(target=access)
 opener.start()
 while opener.is_alive():
     os.kill(os.getpid(), signal.SIGUSR1)
-print(error, signals > 100)
+print(error, signals > 10)
 ";
 
 fn all_accesses(path: &Path, wanted: i32) -> Result<()> {
@@ -313,7 +313,8 @@ fn a_killed_opener_leaves_at_once(lab: &Lab) -> Result<()> {
     assert_count(lab, Counter::Killed, 1)
 }
 
-/// A thread that left for it would have no signal to handle, and its program an error number that there is not.
+/// A thread that left for it would have no signal to handle, and its program an error number that there is not. (Seen
+/// where there are two processors: with one, a signal is hardly ever pending while the other thread runs.)
 fn a_signal_for_another_thread_ends_no_wait(lab: &Lab) -> Result<()> {
     let path = lab.marked("marked")?;
     lab.cover(Mode::Filter)?;

@@ -27,7 +27,7 @@ pub(crate) fn steps(setup: &Setup, out: &mut Steps<'_>) {
             go.to(Cut::Unlocked, "guard_truncate: the holder finds no marker");
         }
         Cut::Truncating => go.to(Cut::Unlocked, "guard_truncate: nobody serves"),
-        // Past its deadline. A signal would end it.
+        // Past its deadline.
         Cut::AskedRecall => go.whim(Cut::Unlocked, "guard_truncate: does not wait any longer"),
         Cut::Unlocked => set_attributes(setup, &mut go),
         Cut::Done => go.to(Cut::Gone, "put_write_access"),

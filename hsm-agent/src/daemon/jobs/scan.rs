@@ -153,6 +153,7 @@ impl Scan<'_> {
 
 /// What the inode says, for the catalogue. `false`: hsm has written nothing on this inode. An object that the
 /// catalogue knows for it and the inode does not name begins its retention time: nobody else knows it.
+/// An error can leave a row to be removed in the batch: that of a file with another one's marker.
 pub(in crate::daemon) fn note(
     pool: &Pool,
     candidate: &Candidate,
