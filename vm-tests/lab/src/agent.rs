@@ -346,9 +346,21 @@ fn peak_kib(pid: i32) -> u64 {
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
+/// Lines at the end of a log that are told whatever they say.
+const TAIL: usize = 60;
+/// Errors before these that are told at most: the last ones. (Engines that were killed are none of ours.)
+const ERRORS: usize = 40;
+
 fn tail(log: &Path) -> String {
     let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
     let lines: Vec<&str> = text.lines().collect();
-    let from = lines.len().saturating_sub(60);
-    format!("--- end of the agent's log ---\n{}\n---", lines[from..].join("\n"))
+    let (before, end) = lines.split_at(lines.len().saturating_sub(TAIL));
+    let is_error = |line: &&&str| line.contains(" ERROR ") && !line.contains("the engine ended;");
+    let errors: Vec<&str> = before.iter().filter(is_error).copied().collect();
+    let errors = &errors[errors.len().saturating_sub(ERRORS)..];
+    let mut told = String::new();
+    if !errors.is_empty() {
+        told = format!("--- errors in the agent's log before its end ---\n{}\n", errors.join("\n"));
+    }
+    told + &format!("--- end of the agent's log ---\n{}\n---", end.join("\n"))
 }
