@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hsm_agent::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
@@ -153,6 +153,31 @@ fn invisible_descriptors_raise_no_events() {
         let mut b = [0u8; 10];
         File::open(&file).unwrap().read_at(&mut b, 5).unwrap();
         assert_eq!(listener.seen(), 2, "the mark must be in force again");
+    });
+}
+
+/// Until its exec a child has a copy of every descriptor: meanwhile our own close is not the last one, and is told later.
+#[test]
+fn an_invisible_descriptor_waits_for_children_that_are_being_started() {
+    on_each_fs(|dir| {
+        let file = dir.join("f");
+        fs::write(&file, b"data").unwrap();
+        let path = o_path(&file);
+        let end = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !end.load(Ordering::SeqCst) {
+                        run(&mut Command::new("true"));
+                    }
+                });
+            }
+            let opener = InvisibleOpener::new().unwrap();
+            let failed =
+                (0..2000).filter_map(|_| opener.open(path.as_fd()).err()).collect::<Vec<_>>();
+            end.store(true, Ordering::SeqCst);
+            assert!(failed.is_empty(), "{} of 2000: {:?}", failed.len(), failed.first());
+        });
     });
 }
 

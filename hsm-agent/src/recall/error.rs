@@ -83,7 +83,7 @@ pub(super) fn local(what: &'static str) -> impl FnOnce(io::Error) -> RecallError
 
 impl RecallError {
     /// What the reader gets. The table of the design: a bad or missing object is EIO, no room
-    /// ENOSPC, quota EDQUOT, and what may pass with time EAGAIN.
+    /// ENOSPC, quota EDQUOT, and what may pass with time (a lease of somebody else, too) EAGAIN.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Store(StoreError::Unavailable { .. }) | Self::Deadline | Self::Stopping => {
@@ -97,7 +97,7 @@ impl RecallError {
             | Self::SizeChanged { .. }
             | Self::Foreign { .. } => libc::EIO,
             Self::Local { source, .. } => match source.raw_os_error() {
-                Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
+                Some(e @ (libc::ENOSPC | libc::EDQUOT | libc::EAGAIN)) => e,
                 _ => libc::EIO,
             },
         }

@@ -4,8 +4,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::time::Timespec;
 
 use super::abi::{self, EventMask, Verdict};
@@ -184,6 +186,15 @@ impl Group {
         let mut queued = [PollFd::new(&self.fd, PollFlags::IN)];
         poll(&mut queued, None)?;
         Ok(())
+    }
+
+    /// Waits until an event is queued, a signal comes, or so much time is over.
+    pub fn wait_for(&self, limit: Duration) -> io::Result<()> {
+        let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&limit)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Whether an event is queued.
