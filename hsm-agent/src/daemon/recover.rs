@@ -120,12 +120,9 @@ fn archive(pool: &Pool, intent: &Intent, batch: &mut Batch) {
     let named = match candidate(pool, intent) {
         Ok(file) => match pool.attributes.record(InodeFd::Path(file.path.as_fd())) {
             Ok(Some(Record { archived: Some(copy), .. })) if copy.object == object => {
-                // The catalogue still knows the copy of the previous version, if there was one: its row stays if
-                // this inode cannot be noted now.
-                let mut noted = Batch::default();
-                scan::note(pool, &file, &mut noted)
-                    .inspect(|_| batch.notes.append(&mut noted.notes))
-                    .map_err(|outcome| outcome.detail)
+                // The catalogue still knows the copy of the previous version, if there was one.
+                let known = pool.catalog.get(&intent.what.key).ok().flatten();
+                scan::note(pool, &file, known.as_ref(), batch).map_err(|outcome| outcome.detail)
             }
             Ok(_) => Ok(false),
             Err(error) => Err(error.to_string()),

@@ -15,7 +15,7 @@ use crate::core::{FileState, Subtrees};
 use crate::daemon::outcome::{Candidate, FileOutcome};
 use crate::daemon::pool::{Pool, now_ns};
 use crate::failpoint::{Point, reach};
-use crate::marker::{InodeError, InodeFd, Unjudged};
+use crate::marker::InodeFd;
 use crate::scanner::{Found, Walker};
 use crate::sys::handle;
 
@@ -103,10 +103,18 @@ impl Scan<'_> {
     fn file(&mut self, candidate: &Candidate) -> Result<(), CatalogError> {
         self.files += 1;
         self.bytes += candidate.stat.size;
-        match note(self.pool, candidate, &mut self.batch) {
+        // Before the inode: see `note`.
+        let known = self.pool.catalog.get(&candidate.file.key).ok().flatten();
+        match note(self.pool, candidate, known.as_ref(), &mut self.batch) {
             Ok(true) => self.job.report(&candidate.name, FileOutcome::done(candidate.stat.size)),
             Ok(false) => {}
-            Err(outcome) => self.job.report(&candidate.name, outcome),
+            Err(outcome) => {
+                if outcome.reason == Some(Reason::ForeignMarker) {
+                    // An earlier scan may have taken it for offline.
+                    self.batch.gone.extend(known.map(|known| (known.key, known.object)));
+                }
+                self.job.report(&candidate.name, outcome);
+            }
         }
         Ok(())
     }
@@ -153,27 +161,23 @@ impl Scan<'_> {
 
 /// What the inode says, for the catalogue. `false`: hsm has written nothing on this inode. An object that the
 /// catalogue knows for it and the inode does not name begins its retention time: nobody else knows it.
-/// An error can leave a row to be removed in the batch: that of a file with another one's marker.
+///
+/// `known`: the catalogue's row, read before this looks at the inode. Whatever is archived from then on shows in the
+/// inode, or overrules this note.
 pub(in crate::daemon) fn note(
     pool: &Pool,
     candidate: &Candidate,
+    known: Option<&FileRow>,
     batch: &mut Batch,
 ) -> Result<bool, FileOutcome> {
     let (fd, key) = (InodeFd::Path(candidate.path.as_fd()), &candidate.file.key);
-    // Before the inode: whatever is archived from here on shows in it, or overrules this note.
-    let known = pool.catalog.get(key).ok().flatten();
-    let facts = pool.attributes.facts(fd, &candidate.stat, Some(key)).inspect_err(|error| {
-        if matches!(error, InodeError::Unjudged(Unjudged::Foreign)) {
-            // An earlier scan may have taken it for offline.
-            batch.gone.extend(known.as_ref().map(|known| (key.clone(), known.object)));
-        }
-    })?;
+    let facts = pool.attributes.facts(fd, &candidate.stat, Some(key))?;
     if facts.state == FileState::Resident {
         return Ok(false);
     }
     let recorded = facts.copy.map_or(0, |c| c.version.generation);
     let mut version = candidate.stat.version(key.generation().unwrap_or(recorded));
-    let vouched = known.as_ref().is_some_and(|k| k.version.ctime_ns == version.ctime_ns);
+    let vouched = known.is_some_and(|k| k.version.ctime_ns == version.ctime_ns);
     if !vouched {
         // A scan does not know whether the data changed behind it: it must not vouch for it.
         version.ctime_ns = FileRow::UNKNOWN_CTIME;
