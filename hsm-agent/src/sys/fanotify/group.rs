@@ -183,15 +183,14 @@ impl Group {
 
     /// Waits until an event is queued.
     pub fn wait(&self) -> io::Result<()> {
-        let mut queued = [PollFd::new(&self.fd, PollFlags::IN)];
-        poll(&mut queued, None)?;
+        self.poll(None)?;
         Ok(())
     }
 
     /// Waits until an event is queued, a signal comes, or so much time is over.
     pub fn wait_for(&self, limit: Duration) -> io::Result<()> {
         let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&limit)) {
+        match self.poll(Some(&limit)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -199,8 +198,12 @@ impl Group {
 
     /// Whether an event is queued.
     pub fn has_events(&self) -> bool {
-        let mut queued = [PollFd::new(&self.fd, PollFlags::IN)];
-        matches!(poll(&mut queued, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(n) if n > 0)
+        matches!(self.poll(Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(n) if n > 0)
+    }
+
+    /// More than 0: an event is queued.
+    fn poll(&self, limit: Option<&Timespec>) -> Result<usize, Errno> {
+        poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], limit)
     }
 
     /// Answers the permission event that was delivered with descriptor number `event_fd`.
