@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hsm_agent::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
@@ -63,7 +63,16 @@ fn run(command: &mut Command) {
     assert!(status.success(), "{command:?}: {status}");
 }
 
+/// Who starts processes all the time is alone: each has a copy of every descriptor until its exec, and the other tests
+/// take leases.
+static CHILDREN: RwLock<()> = RwLock::new(());
+
 fn on_each_fs(test: impl Fn(&Path)) {
+    let _with_others = CHILDREN.read().unwrap_or_else(PoisonError::into_inner);
+    alone_on_each_fs(test);
+}
+
+fn alone_on_each_fs(test: impl Fn(&Path)) {
     let root = rustix::process::geteuid().is_root();
     assert!(root, "needs root: sudo -E cargo test --test kernel_facts");
     for fs in ["ext4", "xfs", "btrfs"] {
@@ -159,7 +168,8 @@ fn invisible_descriptors_raise_no_events() {
 /// Until its exec a child has a copy of every descriptor: meanwhile our own close is not the last one, and is told later.
 #[test]
 fn an_invisible_descriptor_waits_for_children_that_are_being_started() {
-    on_each_fs(|dir| {
+    let _alone = CHILDREN.write().unwrap_or_else(PoisonError::into_inner);
+    alone_on_each_fs(|dir| {
         let file = dir.join("f");
         fs::write(&file, b"data").unwrap();
         let path = o_path(&file);
