@@ -1,11 +1,10 @@
 //! What the kernel programs and the agent tell each other: the layout of every shared map.
 //!
-//! An open of a marked file asks for a watch in three steps. The program inserts a [`Wait`] under
-//! a new request number into `WAITS`, submits a [`Request`] with that number through the ring
-//! buffer `REQUESTS`, and looks at both the inode's fsnotify mask and its `Wait` until one of them
-//! answers. The agent may only *update* a `Wait` that is there (`BPF_EXIST`): an answer that comes
-//! after the program has left finds no entry and changes nothing, and because a number is never
-//! given out twice it cannot reach another opener.
+//! An open of a marked file asks for a watch in three steps. The program inserts an entry under
+//! a new request number into [`WAITS`], submits a [`Request`] with that number through the ring
+//! buffer [`REQUESTS`], and looks at both the inode's fsnotify mask and for a [`Reply`] in [`ANSWERS`] until one
+//! of them answers. A reply is inserted and never changed: what the kernel puts in the place of a changed element
+//! of a hash map leaves that element to whatever is changed next, while somebody may still read it.
 //!
 //! The integers are of the machine's own byte order: nothing here leaves the machine.
 
@@ -33,7 +32,7 @@ pub use verdict::*;
 
 /// Version of everything in this module. It is part of the pin directory's name: programs and an
 /// agent of different versions never share a map.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// The read-only global of type `u64` that holds the [`FINGERPRINT`] of the object.
 pub const LAYOUT: &str = "LAYOUT";
@@ -57,7 +56,7 @@ pub const FINGERPRINT: u64 = {
         ABI_VERSION as usize,
         size_of::<Settings>(),
         size_of::<Request>(),
-        size_of::<Wait>(),
+        size_of::<Reply>(),
         size_of::<Trust>(),
         size_of::<Server>(),
         size_of::<Cached>(),

@@ -3,8 +3,8 @@
 use aya_ebpf::btf_maps::{Array, HashMap, InodeStorage, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use hsm_common::filter::{
-    Cached, Counter, Coverage, MAX_FILESYSTEMS, MAX_WAITS, RING_BYTES, Request, Server, Trust,
-    UUID_CLASSES, UnderWay, Uuid, Wait,
+    Cached, Counter, Coverage, MAX_ANSWERS, MAX_FILESYSTEMS, MAX_WAITS, RING_BYTES, Reply, Request,
+    Server, Trust, UUID_CLASSES, UnderWay, Uuid,
 };
 use hsm_common::resident::Resident;
 
@@ -43,9 +43,13 @@ pub static SERVER: Array<Server, 1> = Array::new();
 #[btf_map]
 pub static REQUESTS: RingBuf<Request, { RING_BYTES as usize }> = RingBuf::new();
 
-/// Those who wait for an answer.
+/// Those who wait for an answer, each with its beat.
 #[btf_map]
-pub static WAITS: HashMap<u64, Wait, { MAX_WAITS as usize }> = HashMap::new();
+pub static WAITS: HashMap<u64, u64, { MAX_WAITS as usize }> = HashMap::new();
+
+/// The answers.
+#[btf_map]
+pub static ANSWERS: HashMap<u64, Reply, { MAX_ANSWERS as usize }> = HashMap::new();
 
 /// Cached verdicts.
 #[btf_map]

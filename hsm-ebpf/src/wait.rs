@@ -1,22 +1,23 @@
 //! Asking the agent, and waiting for its answer.
 //!
-//! A program cannot sleep until it is woken. It looks in turns: at its entry in `WAITS`, at the
+//! A program cannot sleep until it is woken. It looks in turns: for its reply, at the
 //! inode's mask, whether it is killed, at the server and at the clock, and lets others run in between.
 //! The wait keeps a grace period of the kernel from ending, so it is short: it lasts until there
 //! is a watch, and fanotify does the long waiting.
 
+use core::hint::black_box;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_iter_num};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use hsm_common::filter::{
-    ANSWER_ONLINE, ANSWER_WATCHED, Counter, KIND_RECALL, KIND_WANTED, Request, Wait,
+    ANSWER_ONLINE, ANSWER_WATCHED, Counter, KIND_RECALL, KIND_WANTED, Request,
 };
 
 use crate::atomic;
 use crate::counters::{count, count_many};
 use crate::coverage::is_served;
-use crate::maps::{NUMBERS, REQUESTS, WAITS};
+use crate::maps::{ANSWERS, NUMBERS, REQUESTS, WAITS};
 use crate::object::{Inode, SuperBlock};
 use crate::settings::setting;
 use crate::task::{self, Task};
@@ -68,13 +69,22 @@ impl Answer {
     /// The (negative) error to refuse with; zero if it is another answer.
     #[inline(always)]
     pub fn refusal(self) -> i32 {
-        if self.0 < 0 { self.0 } else { 0 }
+        // The bounds are known here; the verifier has lost them where the compiler keeps the number on the stack.
+        let error = black_box(self.0);
+        if error >= 0 {
+            0
+        } else if error >= -MAX_ERRNO {
+            error
+        } else {
+            -EAGAIN
+        }
     }
 
     /// What a hook fails with that is not content with it.
     #[inline(always)]
     pub fn error(self) -> i32 {
-        if self.0 < 0 { self.0 } else { -EAGAIN }
+        let refusal = self.refusal();
+        if refusal != 0 { refusal } else { -EAGAIN }
     }
 
     /// The hook's result where only an online file passes.
@@ -110,16 +120,16 @@ pub fn ask_until(inode: Inode, sb: SuperBlock, kind: u32, until: Until) -> Answe
         return Answer::NOBODY;
     }
     let Some(id) = next_number() else { return Answer::NOBODY };
-    let begin = Wait { verdict: 0, beat: 0 };
-    if WAITS.insert(&id, &begin, u64::from(BPF_NOEXIST)).is_err() {
+    if WAITS.insert(&id, &0, u64::from(BPF_NOEXIST)).is_err() {
         count(Counter::DeniedFull);
         told::full(inode);
         return Answer::NOBODY;
     }
     let answer =
         if submit(id, inode, sb, kind) { wait(id, inode, kind, until) } else { Answer::NOBODY };
-    // From here on a late answer finds no entry.
+    // In this order: an answer that comes too late for the second finds no entry, and the agent takes it back.
     let _ = WAITS.remove(&id);
+    let _ = ANSWERS.remove(&id);
     answer
 }
 
@@ -168,7 +178,7 @@ fn submit(id: u64, inode: Inode, sb: SuperBlock, kind: u32) -> bool {
 struct Patience {
     limit: u64,
     deadline: u64,
-    beat: u32,
+    beat: u64,
     turns: u64,
     until: Until,
 }
@@ -210,13 +220,8 @@ fn wait(id: u64, inode: Inode, kind: u32, until: Until) -> Answer {
 #[inline(always)]
 fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Answer {
     patience.turns += 1;
-    // SAFETY: the entry is this caller's own; nobody else removes it. Volatile: the agent writes.
-    let wait = match WAITS.get_ptr(&id) {
-        Some(wait) => unsafe { wait.read_volatile() },
-        None => return Answer::NOBODY,
-    };
-    if wait.verdict != 0 {
-        return decide(wait.verdict);
+    if let Some(verdict) = reply(id) {
+        return decide(verdict);
     }
     let enough = match patience.until {
         Until::Answered => false,
@@ -228,8 +233,10 @@ fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Answer {
     }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    if wait.beat != patience.beat {
-        patience.beat = wait.beat;
+    if let Some(beat) = beat(id)
+        && beat != patience.beat
+    {
+        patience.beat = beat;
         patience.deadline = now + patience.limit;
     }
     if now > patience.deadline {
@@ -248,6 +255,20 @@ fn turn(id: u64, inode: Inode, task: Task, patience: &mut Patience) -> Answer {
     }
     task.yield_cpu();
     Answer::NONE
+}
+
+/// The agent's word, once there is one. Nobody changes it before this caller takes it away.
+#[inline(always)]
+fn reply(id: u64) -> Option<i32> {
+    // SAFETY: the map's elements live as long as the map. Volatile: should it be another's element by now, it says so.
+    ANSWERS.get_ptr(&id).and_then(|reply| unsafe { reply.read_volatile() }.verdict(id))
+}
+
+/// The beat, or now and then another's, or none.
+#[inline(always)]
+fn beat(id: u64) -> Option<u64> {
+    // SAFETY: the map's elements live as long as the map; volatile, because the agent changes them.
+    WAITS.get_ptr(&id).map(|beat| unsafe { beat.read_volatile() })
 }
 
 /// What the agent's word means.

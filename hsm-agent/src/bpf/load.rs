@@ -62,6 +62,7 @@ pub(super) const MAPS: &[&str] = &[
     filter::SERVER,
     filter::REQUESTS,
     filter::WAITS,
+    filter::ANSWERS,
     filter::VERDICTS,
     filter::HELD,
     filter::RESIDENT,

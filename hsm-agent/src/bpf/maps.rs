@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use bytemuck::{Pod, Zeroable};
-use hsm_common::filter::{self, Cached, Server, Trust, Wait};
+use hsm_common::filter::{self, Cached, Reply, Server, Trust};
 use hsm_common::resident::Resident;
 
 use super::counters::{self, Counts};
@@ -61,6 +61,8 @@ pub enum Answer {
     Beat(u32),
 }
 
+/// Insert only what is not there: `<linux/bpf.h>`.
+const BPF_NOEXIST: u64 = 1;
 /// Update only what is there: `<linux/bpf.h>`.
 const BPF_EXIST: u64 = 2;
 
@@ -74,7 +76,8 @@ pub struct Maps {
     classes: Mutex<Array<MapData, u64>>,
     trusted: TaskStorage<{ size_of::<Trust>() }>,
     server: Mutex<Array<MapData, [u8; size_of::<Server>()]>>,
-    waits: Table<u64, [u8; size_of::<Wait>()]>,
+    waits: Table<u64, u64>,
+    answers: Table<u64, [u8; size_of::<Reply>()]>,
     verdicts: InodeStorage<{ size_of::<Cached>() }>,
     held: InodeStorage<{ size_of::<u64>() }>,
     resident: InodeStorage<{ size_of::<Resident>() }>,
@@ -109,6 +112,7 @@ impl Maps {
             trusted: local_storage(dir, filter::TRUSTED)?,
             server: Mutex::new(server.map_err(failed(filter::SERVER, "opening"))?),
             waits: Mutex::new(open(dir, filter::WAITS)?),
+            answers: Mutex::new(open(dir, filter::ANSWERS)?),
             verdicts: local_storage(dir, filter::VERDICTS)?,
             held: local_storage(dir, filter::HELD)?,
             resident: local_storage(dir, filter::RESIDENT)?,
@@ -134,13 +138,16 @@ impl Maps {
         if uuid == Uuid::default() {
             return Err(BpfError::NoUuid);
         }
+        let covering = |map| failed(map, "covering a file system");
         // The programs look at the class first.
-        lock(&self.classes)
-            .set(filter::class(&uuid), 1, 0)
-            .map_err(failed(filter::CLASSES, "covering a file system"))?;
-        lock(&self.filesystems)
-            .insert(uuid, mode.code(), 0)
-            .map_err(failed(filter::FILESYSTEMS, "covering a file system"))
+        lock(&self.classes).set(filter::class(&uuid), 1, 0).map_err(covering(filter::CLASSES))?;
+        let filesystems = &mut *lock(&self.filesystems);
+        // An entry that says so is left alone: a program that reads it must not find it in use for another
+        // file system, as the kernel uses an element that was replaced.
+        if filesystems.get(&uuid, 0).is_ok_and(|code| code == mode.code()) {
+            return Ok(());
+        }
+        filesystems.insert(uuid, mode.code(), 0).map_err(covering(filter::FILESYSTEMS))
     }
 
     /// Stops covering a file system. `false`: it was not covered.
@@ -234,16 +241,36 @@ impl Maps {
         Requests::open(map(&self.dir, filter::REQUESTS)?)
     }
 
-    /// Answers a request. `false`: the opener has left, and nothing was changed.
+    /// Answers a request. `false`: the opener has left, and nothing was changed. The first answer stands.
     pub fn answer(&self, id: u64, answer: Answer) -> Result<bool, BpfError> {
-        let wait = match answer {
-            Answer::Online => Wait { verdict: filter::ANSWER_ONLINE, beat: 0 },
-            Answer::Watched => Wait { verdict: filter::ANSWER_WATCHED, beat: 0 },
-            Answer::Refuse(errno) => Wait { verdict: -errno.clamp(1, 4095), beat: 0 },
-            Answer::Beat(beat) => Wait { verdict: 0, beat },
+        let verdict = match answer {
+            Answer::Online => filter::ANSWER_ONLINE,
+            Answer::Watched => filter::ANSWER_WATCHED,
+            Answer::Refuse(errno) => -errno.clamp(1, 4095),
+            Answer::Beat(beat) => return self.beat(id, beat),
         };
-        absent_is_false(lock(&self.waits).insert(id, bytes(&wait), BPF_EXIST))
-            .map_err(failed(filter::WAITS, "answering a request"))
+        let answers = &mut *lock(&self.answers);
+        match answers.insert(id, bytes(&Reply::new(id, verdict)), BPF_NOEXIST) {
+            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::EEXIST) => {}
+            other => other.map_err(failed(filter::ANSWERS, "answering a request"))?,
+        }
+        // Who leaves after this look takes the answer away.
+        if self.waits(id)? {
+            return Ok(true);
+        }
+        absent_is_false(answers.remove(&id))
+            .map_err(failed(filter::ANSWERS, "taking back an answer"))?;
+        Ok(false)
+    }
+
+    fn beat(&self, id: u64, beat: u32) -> Result<bool, BpfError> {
+        absent_is_false(lock(&self.waits).insert(id, u64::from(beat), BPF_EXIST))
+            .map_err(failed(filter::WAITS, "telling of progress"))
+    }
+
+    fn waits(&self, id: u64) -> Result<bool, BpfError> {
+        absent_is_false(lock(&self.waits).get(&id, 0).map(drop))
+            .map_err(failed(filter::WAITS, "looking who waits"))
     }
 
     /// Has accesses to the file asked about although it has no marker: to be called before the marker is

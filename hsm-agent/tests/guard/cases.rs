@@ -1,18 +1,21 @@
 //! What the guard promises, case by case.
 
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{Map, MapData};
 use hsm_agent::bpf::{Disarmed, Guard, Maps, Mode};
 use hsm_agent::sys::fanotify::{Class, EventMask, Group, GroupOptions};
 use hsm_agent::sys::lease::{self, LeaseKind};
 use hsm_agent::sys::{signal, xattr};
-use hsm_common::filter::Counter;
+use hsm_common::filter::{ANSWERS, Counter};
 use hsm_common::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 use hsm_lab::FsKind;
 use hsm_lab::run::{Run, Running, kill};
@@ -22,6 +25,7 @@ use rustix::process::Signal;
 use crate::counts::assert_count;
 use crate::kernel_lab::access::{errno, python};
 use crate::kernel_lab::{Case, EAGAIN, Lab, assert_errno, marker, wait_for};
+use crate::server::own_error;
 
 /// `EPERM` of `<errno.h>`.
 const EPERM: i32 = 1;
@@ -50,6 +54,7 @@ cases! {
     a_dead_server_is_not_waited_for,
     a_killed_opener_leaves_at_once,
     a_signal_for_another_thread_ends_no_wait,
+    an_answer_reaches_only_whom_it_is_for,
     a_watch_lets_fanotify_ask,
     a_strangers_watch_is_not_enough,
     who_waited_for_a_lease_is_looked_at_again,
@@ -322,6 +327,59 @@ fn a_signal_for_another_thread_ends_no_wait(lab: &Lab) -> Result<()> {
     let output = python(OPEN_UNDER_SIGNALS, &path)?;
     ensure!(output.text().trim() == format!("{EAGAIN} True"), "{}", output.describe());
     assert_count(lab, Counter::DeniedTimeout, 1)
+}
+
+/// An answer that replaced what the waiting program looks at could be another's by the time it is read: the kernel
+/// uses a replaced element of a hash map again at once.
+fn an_answer_reaches_only_whom_it_is_for(lab: &Lab) -> Result<()> {
+    const FILES: usize = 12;
+    let paths = (0..FILES).map(|n| lab.marked(&format!("f{n}"))).collect::<Result<Vec<_>>>()?;
+    lab.cover(Mode::Filter)?;
+    let _server = lab.serve("each", &paths[0])?;
+    let end = Instant::now() + Duration::from_secs(5);
+    let cut = |path: &Path| -> Result<u64> {
+        let wanted = own_error(fs::metadata(path)?.ino());
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        for answers in 0.. {
+            let got = cut_errno(&name);
+            ensure!(got == wanted, "answer {answers} of {}: {got}, not {wanted}", path.display());
+            if Instant::now() > end {
+                return Ok(answers);
+            }
+        }
+        Ok(0)
+    };
+    let answers = std::thread::scope(|scope| {
+        let cutters = paths.iter().map(|path| scope.spawn(|| cut(path))).collect::<Vec<_>>();
+        cutters
+            .into_iter()
+            .map(|cutter| cutter.join().ok().context("panicked")?)
+            .collect::<Result<Vec<_>>>()
+    })?;
+    eprintln!("{} answers", answers.iter().sum::<u64>());
+    // Those that came too late, too.
+    for _ in 0..20 {
+        let openers =
+            paths.iter().map(|path| Run::new("truncate").args(["-s3"]).args([path]).start());
+        let openers = openers.collect::<Result<Vec<_>>>()?;
+        openers.into_iter().for_each(|mut opener| opener.kill());
+    }
+    wait_for(|| Ok(lab.maps.waiting()? == 0 && answers_left(lab)? == 0))
+}
+
+fn answers_left(lab: &Lab) -> Result<usize> {
+    let pinned = Guard::pinned(&lab.settings.base)?;
+    let path = pinned.iter().find(|path| path.ends_with(ANSWERS)).context("not pinned")?;
+    let map = MapData::from_pin(path).and_then(Map::from_map_data)?;
+    Ok(aya::maps::HashMap::<_, u64, u64>::try_from(map)?.keys().count())
+}
+
+#[expect(unsafe_code, reason = "truncate(2) has no safe wrapper")]
+fn cut_errno(name: &CStr) -> i32 {
+    // SAFETY: a C string.
+    let result = unsafe { libc::truncate(name.as_ptr(), 3) };
+    let error = std::io::Error::last_os_error().raw_os_error();
+    if result == 0 { 0 } else { error.unwrap_or(0) }
 }
 
 fn a_watch_lets_fanotify_ask(lab: &Lab) -> Result<()> {

@@ -5,6 +5,7 @@
 //! | `online` | answers every request "online" |
 //! | `refuse` | answers every request with `EIO` |
 //! | `silent` | takes requests and never answers |
+//! | `each` | refuses every request with an error number of its inode's own, after some beats, others' answers in between |
 //! | `beats` | lets the beat grow for 3 s, then answers "online" |
 //! | `watch` | marks PATH for `FAN_OPEN_PERM`, answers "watched", removes the marker when asked, allows |
 //! | `filesystem` | watches the whole file system and allows every open |
@@ -14,6 +15,7 @@
 //! | `stranger` | marks PATH as `watch` does and allows every open, as a virus scanner does |
 //! | `dies` | releases PATH over and over, dies when the marker is set, and recalls as the next agent |
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
@@ -64,6 +66,9 @@ fn serve(how: &str, base: &Path, path: &Path) -> Result<()> {
         return watch(&maps, requests, path, how);
     }
     maps.serve(me)?;
+    if how == "each" {
+        return answer_each(&maps, requests);
+    }
     loop {
         let request = wait(&mut requests)?;
         match how {
@@ -117,6 +122,28 @@ fn wait(requests: &mut Requests) -> Result<Request> {
         }
         poll(&mut [PollFd::new(requests, PollFlags::IN)], None)?;
     }
+}
+
+/// What [`answer_each`] refuses an inode with.
+pub(crate) fn own_error(ino: u64) -> i32 {
+    1000 + i32::try_from(ino % 3000).unwrap_or(0)
+}
+
+/// Always one less than those who wait: beats and an answer are under way all the time.
+fn answer_each(maps: &Maps, mut requests: Requests) -> Result<()> {
+    let mut waiting = VecDeque::new();
+    for beat in 1.. {
+        while let Some(request) = requests.next() {
+            waiting.push_back((request.id, request.ino));
+        }
+        for (id, _) in &waiting {
+            maps.answer(*id, Answer::Beat(beat))?;
+        }
+        if let Some((id, ino)) = waiting.pop_front() {
+            maps.answer(id, Answer::Refuse(own_error(ino)))?;
+        }
+    }
+    Ok(())
 }
 
 fn beat(maps: &Maps, request: &Request) -> Result<()> {

@@ -15,8 +15,15 @@ pub const TRUSTED: &str = "TRUSTED";
 pub const SERVER: &str = "SERVER";
 /// Ring buffer of [`Request`]s.
 pub const REQUESTS: &str = "REQUESTS";
-/// Map of [`Wait`](super::Wait)s by request number.
+/// Map of those who wait: by request number a `u64`, the *beat*. Any change of it says that there is progress and renews
+/// the opener's patience. The agent changes it while the opener is there (`BPF_EXIST`). The kernel puts
+/// another element into the place of the one that is changed, and uses that again at once, so an opener may see
+/// another's beat, or none: of one who does not see his own, nothing is to be concluded.
 pub const WAITS: &str = "WAITS";
+/// Map of [`Reply`](super::Reply)s by request number. The agent inserts one for who is in [`WAITS`], and never changes
+/// it; the opener takes it away, after his entry there. What the agent has inserted for one who is
+/// not there any more by then, it takes away itself. So who finds a reply finds his own.
+pub const ANSWERS: &str = "ANSWERS";
 /// Inode storage of [`Cached`](super::Cached) verdicts.
 pub const VERDICTS: &str = "VERDICTS";
 /// Per-CPU array with one `u64` for each [`Counter`](super::Counter).
@@ -58,6 +65,8 @@ pub const SETTINGS: &str = "SETTINGS";
 pub const MAX_FILESYSTEMS: u32 = 1024;
 /// Openers that can wait in a hook at a time. One more is refused with `EAGAIN`.
 pub const MAX_WAITS: u32 = 16 * 1024;
+/// Room for the replies of all who wait, and of those who are about to take theirs away.
+pub const MAX_ANSWERS: u32 = MAX_WAITS + 1024;
 /// Bytes of the request ring: a power of two and of pages, room for [`MAX_WAITS`] requests with
 /// the 8 bytes that the kernel puts before each.
 pub const RING_BYTES: u32 = 1024 * 1024;

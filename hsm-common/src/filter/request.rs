@@ -10,8 +10,8 @@ use super::Uuid;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Request {
-    /// Number of the request, and key of its [`Wait`], if it has one. Never zero, never given out twice while
-    /// the maps live.
+    /// Number of the request, under which it waits in [`WAITS`](super::WAITS), if anybody waits, and gets its
+    /// [`Reply`]. Never zero, never given out twice while the maps live.
     pub id: u64,
     /// The file system.
     pub uuid: Uuid,
@@ -40,9 +40,9 @@ pub const KIND_WATCH: u32 = 1;
 pub const KIND_QUERY: u32 = 2;
 /// No watch can help: `truncate(2)`, where fsnotify has looked already, or an open that
 /// `file_post_open` does not follow. Recall the file now and answer [`ANSWER_ONLINE`]; the caller stays
-/// in the hook, so let [`Wait::beat`] grow while the recall makes progress.
+/// in the hook, so let its beat ([`WAITS`](super::WAITS)) grow while the recall makes progress.
 pub const KIND_RECALL: u32 = 3;
-/// Recall the file; nobody waits, and there is no [`Wait`]. Whoever wants it was refused with `EAGAIN` where a
+/// Recall the file; nobody waits, and it is not in [`WAITS`](super::WAITS). Whoever wants it was refused with `EAGAIN` where a
 /// wait is not possible: the size is changed with the inode locked, which a recall needs itself. He comes
 /// again (an NFS client does so by itself) and finds the file online.
 pub const KIND_WANTED: u32 = 4;
@@ -50,15 +50,29 @@ pub const KIND_WANTED: u32 = 4;
 /// the program goes by is [`ARMED`](super::ARMED).
 pub const KIND_ARM: u32 = 5;
 
-/// The agent's side of a request.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Wait {
-    /// Zero while the agent works; [`ANSWER_ONLINE`], [`ANSWER_WATCHED`]; or a negative error
-    /// number, which the opener gets. Any other value refuses with `EAGAIN`.
-    pub verdict: i32,
-    /// Any change says that there is progress and renews the opener's patience.
-    pub beat: u32,
+/// The agent's answer: the verdict in the lower half, and in the upper one the lower half of the number of the
+/// request that it answers. Whoever reads an element of a map that the kernel uses for another
+/// request by then sees it.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Reply(u64);
+
+impl Reply {
+    /// `verdict`: [`ANSWER_ONLINE`], [`ANSWER_WATCHED`], or a negative error number, which the opener gets. Any
+    /// other value refuses with `EAGAIN`.
+    pub const fn new(request: u64, verdict: i32) -> Self {
+        Self(request << 32 | verdict.cast_unsigned() as u64)
+    }
+
+    /// The verdict, if it is an answer to this request.
+    #[inline(always)]
+    pub const fn verdict(self, request: u64) -> Option<i32> {
+        if self.0 >> 32 == request & 0xffff_ffff {
+            Some((self.0 as u32).cast_signed())
+        } else {
+            None
+        }
+    }
 }
 
 /// All data is local (and for [`KIND_RECALL`]: the recall is done). The access passes.
@@ -76,7 +90,22 @@ const _: () = {
     assert!(offset_of!(Request, tgid) == 44);
     assert!(offset_of!(Request, kind) == 48);
     assert!(offset_of!(Request, device) == 52);
-    assert!(size_of::<Wait>() == 8);
-    assert!(offset_of!(Wait, verdict) == 0);
-    assert!(offset_of!(Wait, beat) == 4);
+    assert!(size_of::<Reply>() == 8);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_for_its_own_request_only() {
+        for request in [1, 0xffff_ffff, 0x1_0000_0000, 0x1234_5678_9abc_def0] {
+            for verdict in [ANSWER_ONLINE, ANSWER_WATCHED, -1, -4095, i32::MIN] {
+                let reply = Reply::new(request, verdict);
+                assert_eq!(reply.verdict(request), Some(verdict));
+                assert_eq!(reply.verdict(request + 1), None);
+                assert_eq!(reply.verdict(request - 1), None);
+            }
+        }
+    }
+}
