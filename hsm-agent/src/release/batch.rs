@@ -199,13 +199,17 @@ fn trim(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
         .and_then(|()| inode::restore_times(&*file.fd, &file.stat));
     pool.watch(open).map_err(failed)?;
     trimmed.map_err(failed)?;
-    if file.lease.retake().map_err(failed)? { Ok(()) } else { Err(open_elsewhere()) }
+    if file.lease.retake().map_err(failed)? { Ok(()) } else { Err(opened_meanwhile()) }
 }
 
 fn open_failed(error: &std::io::Error) -> FileOutcome {
     match error.raw_os_error() {
-        // A lease of somebody else, a running program, an active swap file.
-        Some(libc::EAGAIN | libc::ETXTBSY) => open_elsewhere(),
+        // A running program, an active swap file.
+        Some(libc::ETXTBSY) => open_elsewhere(),
+        Some(libc::EAGAIN) => FileOutcome::failed(
+            Reason::OpenElsewhere,
+            "a program has a lease on it; try again later",
+        ),
         _ => FileOutcome::io("the file cannot be opened", error),
     }
 }
@@ -215,6 +219,10 @@ fn open_elsewhere() -> FileOutcome {
         Reason::OpenElsewhere,
         "open or mapped by a program, in use as swap or by a loop device; `fuser -v` may tell which",
     )
+}
+
+fn opened_meanwhile() -> FileOutcome {
+    FileOutcome::failed(Reason::OpenElsewhere, "opened while it was being released; try again")
 }
 
 fn compare(pool: &Pool, fd: &OwnedFd, copy: &ArchivedCopy, stat: &Stat) -> Result<(), FileOutcome> {
@@ -321,7 +329,7 @@ fn mark(pool: &Pool, file: &Ready) -> Result<(), FileOutcome> {
     // there). Died we then before the marker is taken back, it would stay over data that its object does
     // not have. Nor is the lease let go while the marker is being set. Who comes then finds it.
     let set = file.lease.while_intact(|| pool.attributes.set_marker(open, &marker));
-    set.ok_or_else(open_elsewhere)??;
+    set.ok_or_else(opened_meanwhile)??;
     reach(Point::ReleaseMarked);
     Ok(())
 }
@@ -360,13 +368,13 @@ fn take_away(pool: &Pool, file: &Ready) -> Result<Stat, Abort> {
     let again = file.lease.retake();
     let again = again.map_err(|e| Abort::Undo(FileOutcome::io("no lease on the file", &e)))?;
     if !again {
-        return Err(Abort::Undo(open_elsewhere()));
+        return Err(Abort::Undo(opened_meanwhile()));
     }
     reach(Point::ReleaseRetaken);
     let punched = file.lease.while_intact(|| punch(pool, &file.fd, file.stat.size));
     let keep = |what: &'static str| move |e: std::io::Error| Abort::Keep(FileOutcome::io(what, &e));
     punched
-        .ok_or_else(|| Abort::Undo(open_elsewhere()))?
+        .ok_or_else(|| Abort::Undo(opened_meanwhile()))?
         .map_err(keep("the data cannot be taken away"))?;
     // A crash here leaves another mtime on a good stub. The record has the right one, and recovery
     // puts it back.
