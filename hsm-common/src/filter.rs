@@ -3,8 +3,8 @@
 //! An open of a marked file asks for a watch in three steps. The program inserts an entry under
 //! a new request number into [`WAITS`], submits a [`Request`] with that number through the ring
 //! buffer [`REQUESTS`], and looks at both the inode's fsnotify mask and for a [`Reply`] in [`ANSWERS`] until one
-//! of them answers. A reply is inserted and never changed: what the kernel puts in the place of a changed element
-//! of a hash map leaves that element to whatever is changed next, while somebody may still read it.
+//! of them answers. A reply is inserted and never changed: the kernel puts another element into the place of one that
+//! is changed in a hash map, and uses that again for whatever is changed next, while somebody may still read it.
 //!
 //! The integers are of the machine's own byte order: nothing here leaves the machine.
 

@@ -26,13 +26,14 @@ pub fn of(sb: SuperBlock) -> Option<Mode> {
             return None;
         }
     }
-    // SAFETY: the value is read at once; entries are changed by the agent only.
-    match unsafe { FILESYSTEMS.get(&uuid) } {
-        Some(coverage) if coverage.mode == MODE_FILTER => Some(Mode::Filter),
-        Some(coverage) if coverage.mode == MODE_MARK => Some(Mode::Mark),
-        Some(_) => Some(Mode::Guard),
-        None => None,
-    }
+    // SAFETY: elements live as long as the map, and are changed in their place; volatile, because the agent
+    // writes them.
+    let coverage = FILESYSTEMS.get_ptr(&uuid).map(|coverage| unsafe { coverage.read_volatile() })?;
+    Some(match coverage.mode {
+        MODE_FILTER => Mode::Filter,
+        MODE_MARK => Mode::Mark,
+        _ => Mode::Guard,
+    })
 }
 
 /// Whether somebody serves requests. The entry is cleared when the process ends.

@@ -1,6 +1,6 @@
 //! The maps; their layout is `hsm_common::filter`'s.
 
-use aya_ebpf::btf_maps::{Array, HashMap, InodeStorage, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, InodeStorage, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::macros::btf_map;
 use hsm_common::filter::{
     Cached, Counter, Coverage, MAX_ANSWERS, MAX_FILESYSTEMS, MAX_WAITS, RING_BYTES, Reply, Request,
@@ -13,7 +13,8 @@ use crate::told::Told;
 
 /// Covered file systems.
 #[btf_map]
-pub static FILESYSTEMS: HashMap<Uuid, Coverage, { MAX_FILESYSTEMS as usize }> = HashMap::new();
+pub static FILESYSTEMS: PerCpuHashMap<Uuid, Coverage, { MAX_FILESYSTEMS as usize }> =
+    PerCpuHashMap::new();
 
 /// Classes of UUIDs with a covered file system among them.
 #[btf_map]

@@ -28,6 +28,10 @@ use crate::under_way;
 pub const EAGAIN: i32 = 11;
 /// Seen by nobody: the caller is being killed.
 const ERESTARTSYS: i32 = 512;
+/// `-ENOENT`.
+const GONE: i32 = -2;
+/// Each takes a quarter of a second where it fails.
+const TRIES: usize = 4;
 /// Largest error number that a hook may return.
 const MAX_ERRNO: i32 = 4095;
 
@@ -128,9 +132,21 @@ pub fn ask_until(inode: Inode, sb: SuperBlock, kind: u32, until: Until) -> Answe
     let answer =
         if submit(id, inode, sb, kind) { wait(id, inode, kind, until) } else { Answer::NOBODY };
     // In this order: an answer that comes too late for the second finds no entry, and the agent takes it back.
-    let _ = WAITS.remove(&id);
-    let _ = ANSWERS.remove(&id);
+    remove(|| WAITS.remove(&id));
+    remove(|| ANSWERS.remove(&id));
     answer
+}
+
+/// Takes an entry away that nobody else takes. The kernel gives up on a lock whose holder does not run; what
+/// stayed would stay for ever.
+#[inline(always)]
+fn remove(mut remove: impl FnMut() -> Result<(), i32>) {
+    for _ in 0..TRIES {
+        match remove() {
+            Ok(()) | Err(GONE) => return,
+            Err(_) => {}
+        }
+    }
 }
 
 /// Has the file recalled, and does not wait.

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::util::nr_cpus;
 use bytemuck::{Pod, Zeroable};
 use hsm_common::filter::{self, Cached, Reply, Server, Trust};
 use hsm_common::resident::Resident;
@@ -67,12 +68,13 @@ const BPF_NOEXIST: u64 = 1;
 const BPF_EXIST: u64 = 2;
 
 type Table<K, V> = Mutex<HashMap<MapData, K, V>>;
+type Coverages = PerCpuHashMap<MapData, Uuid, u32>;
 
 /// The pinned maps.
 pub struct Maps {
     dir: PathBuf,
     id: u32,
-    filesystems: Table<Uuid, u32>,
+    filesystems: Mutex<Coverages>,
     classes: Mutex<Array<MapData, u64>>,
     trusted: TaskStorage<{ size_of::<Trust>() }>,
     server: Mutex<Array<MapData, [u8; size_of::<Server>()]>>,
@@ -141,13 +143,9 @@ impl Maps {
         let covering = |map| failed(map, "covering a file system");
         // The programs look at the class first.
         lock(&self.classes).set(filter::class(&uuid), 1, 0).map_err(covering(filter::CLASSES))?;
-        let filesystems = &mut *lock(&self.filesystems);
-        // An entry that says so is left alone: a program that reads it must not find it in use for another
-        // file system, as the kernel uses an element that was replaced.
-        if filesystems.get(&uuid, 0).is_ok_and(|code| code == mode.code()) {
-            return Ok(());
-        }
-        filesystems.insert(uuid, mode.code(), 0).map_err(covering(filter::FILESYSTEMS))
+        on_all_processors(mode.code())
+            .and_then(|values| lock(&self.filesystems).insert(uuid, values, 0))
+            .map_err(covering(filter::FILESYSTEMS))
     }
 
     /// Stops covering a file system. `false`: it was not covered.
@@ -164,7 +162,16 @@ impl Maps {
 
     /// The file systems that are covered by the maps in `dir`, which may lack maps of this version.
     pub(super) fn covered_in(dir: &Path) -> Result<Vec<(Uuid, Mode)>, BpfError> {
-        covered(&open(dir, filter::FILESYSTEMS)?)
+        let map = Map::from_map_data(map(dir, filter::FILESYSTEMS)?);
+        match map.map_err(listing())? {
+            // Until version 4.
+            Map::HashMap(map) => {
+                let map = HashMap::<_, Uuid, u32>::try_from(Map::HashMap(map)).map_err(listing())?;
+                let modes = map.iter().map(|entry| entry.map(|(uuid, code)| (uuid, mode(code))));
+                modes.collect::<Result<_, _>>().map_err(listing())
+            }
+            map => covered(&map.try_into().map_err(listing())?),
+        }
     }
 
     /// Lets a process open marked files as it likes, change hsm's attributes, and be asked about
@@ -223,8 +230,12 @@ impl Maps {
 
     fn trust(&self, pid: u32, change: impl FnOnce(&mut Trust)) -> Result<(), BpfError> {
         let process = open_process(pid)?;
-        let mut trust = self.trust_of(&process, pid)?;
+        let before = self.trust_of(&process, pid)?;
+        let mut trust = before;
         change(&mut trust);
+        if trust == before {
+            return Ok(());
+        }
         self.trusted
             .set(&process, &bytes(&trust))
             .map_err(|source| BpfError::Process { pid, source })
@@ -241,7 +252,7 @@ impl Maps {
         Requests::open(map(&self.dir, filter::REQUESTS)?)
     }
 
-    /// Answers a request. `false`: the opener has left, and nothing was changed. The first answer stands.
+    /// Answers a request. `false`: the opener has left, and nothing is left of it. The first answer stands.
     pub fn answer(&self, id: u64, answer: Answer) -> Result<bool, BpfError> {
         let verdict = match answer {
             Answer::Online => filter::ANSWER_ONLINE,
@@ -249,28 +260,28 @@ impl Maps {
             Answer::Refuse(errno) => -errno.clamp(1, 4095),
             Answer::Beat(beat) => return self.beat(id, beat),
         };
-        let answers = &mut *lock(&self.answers);
-        match answers.insert(id, bytes(&Reply::new(id, verdict)), BPF_NOEXIST) {
+        // Nearly everybody who waits for a watch has seen it by now.
+        if !self.beat(id, 0)? {
+            return Ok(false);
+        }
+        match lock(&self.answers).insert(id, bytes(&Reply::new(id, verdict)), BPF_NOEXIST) {
             Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::EEXIST) => {}
             other => other.map_err(failed(filter::ANSWERS, "answering a request"))?,
         }
         // Who leaves after this look takes the answer away.
-        if self.waits(id)? {
+        if self.beat(id, 0)? {
             return Ok(true);
         }
-        absent_is_false(answers.remove(&id))
+        absent_is_false(lock(&self.answers).remove(&id))
             .map_err(failed(filter::ANSWERS, "taking back an answer"))?;
         Ok(false)
     }
 
+    /// `false`: nobody waits under this number. That is certain: an update looks under the lock of the map, while a
+    /// mere look could miss an element that is being replaced.
     fn beat(&self, id: u64, beat: u32) -> Result<bool, BpfError> {
         absent_is_false(lock(&self.waits).insert(id, u64::from(beat), BPF_EXIST))
             .map_err(failed(filter::WAITS, "telling of progress"))
-    }
-
-    fn waits(&self, id: u64) -> Result<bool, BpfError> {
-        absent_is_false(lock(&self.waits).get(&id, 0).map(drop))
-            .map_err(failed(filter::WAITS, "looking who waits"))
     }
 
     /// Has accesses to the file asked about although it has no marker: to be called before the marker is
@@ -325,16 +336,28 @@ impl Maps {
     }
 }
 
-fn covered(map: &HashMap<MapData, Uuid, u32>) -> Result<Vec<(Uuid, Mode)>, BpfError> {
-    let mode = |code| match code {
+fn covered(map: &Coverages) -> Result<Vec<(Uuid, Mode)>, BpfError> {
+    let modes = map.iter().map(|entry| {
+        entry.map(|(uuid, codes)| (uuid, mode(codes.first().copied().unwrap_or_default())))
+    });
+    modes.collect::<Result<_, _>>().map_err(listing())
+}
+
+fn mode(code: u32) -> Mode {
+    match code {
         filter::MODE_FILTER => Mode::Filter,
         filter::MODE_MARK => Mode::Mark,
         _ => Mode::Guard,
-    };
-    map.iter()
-        .map(|entry| entry.map(|(uuid, code)| (uuid, mode(code))))
-        .collect::<Result<_, _>>()
-        .map_err(failed(filter::FILESYSTEMS, "listing"))
+    }
+}
+
+fn on_all_processors(code: u32) -> Result<PerCpuValues<u32>, MapError> {
+    let count = nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+    PerCpuValues::try_from(vec![code; count]).map_err(MapError::IoError)
+}
+
+fn listing() -> impl Fn(MapError) -> BpfError {
+    failed(filter::FILESYSTEMS, "listing")
 }
 
 fn map(dir: &Path, name: &'static str) -> Result<MapData, BpfError> {

@@ -205,7 +205,8 @@ impl Programs {
     /// Renews the patience of those whose requests are with the engine. The engine has its own
     /// deadline for a recall without progress.
     pub(super) fn beat(&self, questions: impl Iterator<Item = Question>) {
-        let beat = self.beats.fetch_add(1, Ordering::Relaxed);
+        // Not zero, with which a wait begins.
+        let beat = self.beats.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
         questions.for_each(|question| self.tell(question, Answer::Beat(beat)));
     }
 

@@ -94,7 +94,8 @@ impl<const KIND: u32, const N: usize> LocalStorage<KIND, N> {
         }
     }
 
-    /// Sets the value of an object; who looks finds the old one or this one, whole.
+    /// Sets the value of an object. A program that looks finds the old one or this one, whole; or, by chance of a
+    /// moment, none where there was one: the kernel puts a new element into the place of the old one.
     pub fn set(&self, object: impl AsFd, value: &[u8; N]) -> io::Result<()> {
         let key = object.as_fd().as_raw_fd();
         let attr = self.attr(&key, (&raw const *value) as u64);

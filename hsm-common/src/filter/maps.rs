@@ -4,7 +4,10 @@ use core::mem::size_of;
 
 use super::Request;
 
-/// Map of [`Coverage`](super::Coverage) by file system UUID.
+/// Map of [`Coverage`](super::Coverage) by file system UUID, with a value for each processor, all the same: the values of
+/// such a map are changed in their place. In another one the kernel puts a new element into the place of one that is
+/// changed, and uses that again at once. A program in the middle of its look could find another file system's
+/// coverage, or none.
 pub const FILESYSTEMS: &str = "FILESYSTEMS";
 /// Array of one `u64` for each [`class`](super::class) of UUIDs: zero where no file system of that class was ever
 /// covered. Written before the entry in [`FILESYSTEMS`], and never taken back.
