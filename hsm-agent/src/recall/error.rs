@@ -97,7 +97,8 @@ impl RecallError {
             | Self::SizeChanged { .. }
             | Self::Foreign { .. } => libc::EIO,
             Self::Local { source, .. } => match source.raw_os_error() {
-                Some(e @ (libc::ENOSPC | libc::EDQUOT | libc::EAGAIN)) => e,
+                Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
+                Some(libc::EAGAIN | libc::ETIMEDOUT) => libc::EAGAIN,
                 _ => libc::EIO,
             },
         }

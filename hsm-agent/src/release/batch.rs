@@ -210,6 +210,9 @@ fn open_failed(error: &std::io::Error) -> FileOutcome {
             Reason::OpenElsewhere,
             "a program has a lease on it; try again later",
         ),
+        Some(libc::ETIMEDOUT) => {
+            FileOutcome::failed(Reason::Busy, "the machine is too busy; try again later")
+        }
         _ => FileOutcome::io("the file cannot be opened", error),
     }
 }

@@ -40,8 +40,8 @@ impl InvisibleOpener {
 
     /// A read-write descriptor on the inode behind `path` (an `O_PATH` descriptor on a writable
     /// mount). The open itself does raise an event unless the inode is ignored.
-    /// `WouldBlock`: somebody holds a lease on the file, or a child that does not come to its exec has a copy of
-    /// what was closed here.
+    /// `WouldBlock`: somebody holds a lease on the file. `TimedOut`: a child that does not come to its exec has a copy
+    /// of what was closed here.
     pub fn open(&self, path: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         let flags = OFlags::RDWR | OFlags::NOATIME | OFlags::NONBLOCK;
         let visible = inode::reopen(path, flags)?;
@@ -64,7 +64,7 @@ impl InvisibleOpener {
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Errno::AGAIN.into());
+                return Err(Errno::TIMEDOUT.into());
             }
             self.group.wait_for(left)?;
         }

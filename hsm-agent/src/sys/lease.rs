@@ -97,9 +97,12 @@ impl Held {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody wants the file: let them, and remember it.
+    /// Somebody may want the file: if the lease is not what it was, let them, and remember it.
     fn give_way(&self) {
         let mut broken = self.broken();
+        if is_set(self.fd.as_fd(), self.kind) {
+            return;
+        }
         *broken = true;
         if let Err(error) = unset(self.fd.as_fd()) {
             tracing::warn!(%error, "a broken lease could not be dropped");
@@ -145,15 +148,13 @@ fn watch(signals: &SignalFd, registry: &Registry) {
             Ok(signal) if signal.number == libc::SIGIO => {
                 // Signals were lost: look at every lease.
                 let all: Vec<_> = locked(registry).values().cloned().collect();
-                all.iter().filter(|h| !is_set(h.fd.as_fd(), h.kind)).for_each(|h| h.give_way());
+                all.iter().for_each(|held| held.give_way());
             }
             Ok(signal) => {
                 let held = locked(registry).get(&signal.fd).cloned();
                 // The number may have been reused since: only a lease that is really being
                 // broken (F_GETLEASE then tells the target type) gives way.
-                if let Some(held) = held.filter(|h| !is_set(h.fd.as_fd(), h.kind)) {
-                    held.give_way();
-                }
+                held.iter().for_each(|held| held.give_way());
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
@@ -184,7 +185,15 @@ impl Lease {
         // Registered first: a break right after F_SETLEASE finds it.
         locked(&watch.registry).insert(number, Arc::clone(&held));
         let lease = Self { held, registry: Arc::clone(&watch.registry) };
-        Ok(set(lease.held.fd.as_fd(), kind)?.then_some(lease))
+        let held = &lease.held;
+        if !set(held.fd.as_fd(), kind)? {
+            return Ok(None);
+        }
+        // What was said of this number before there was a lease says nothing of it.
+        let mut broken = held.broken();
+        *broken = !is_set(held.fd.as_fd(), kind);
+        drop(broken);
+        Ok(Some(lease))
     }
 
     /// [`Self::take`], tried again until `deadline`.
@@ -275,5 +284,18 @@ mod tests {
         assert!(!lease.intact());
         assert!(!lease.retake().unwrap());
         assert_eq!(lease.while_intact(|| ()), None);
+    }
+
+    /// One that was sent for an older file with the same number.
+    #[test]
+    fn a_late_signal_breaks_no_lease_that_holds() {
+        super::super::signal::block(&[libc::SIGIO]).unwrap();
+        let watch = BreakWatch::start().unwrap();
+        let (f, fd) = file();
+        let _path = f.into_temp_path();
+        let lease = Lease::take(fd, LeaseKind::Write, &watch).unwrap().unwrap();
+        lease.held.give_way();
+        assert!(lease.intact());
+        assert!(lease.retake().unwrap());
     }
 }

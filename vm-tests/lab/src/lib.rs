@@ -9,6 +9,7 @@
 //!   run        any other program, with a time limit
 //!   readers    many readers of any user
 //!   threads    where an agent stands that does not answer
+//!   openers    who has files open
 //!   s3         an S3 server that can stall
 //!   content    what the bytes must be
 //!   tier       which tier all of this is about
@@ -25,6 +26,7 @@ pub mod config;
 pub mod content;
 pub mod hsm;
 pub mod loopfs;
+pub mod openers;
 pub mod pace;
 pub mod readers;
 pub mod run;
