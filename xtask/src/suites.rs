@@ -282,7 +282,7 @@ const GUEST_PARTS: [GuestPart; 5] = [
         ordinary_filter: None,
         ordinary: None,
         all: "ext4:marked,ext4:subtrees,ext4:mappings_that_grow_read_identical_bytes,ext4:reading,ext4:copying,ext4:refusing,ext4:guarded,\
-            xfs:marked,btrfs:marked",
+            ext4:processes,xfs:marked,btrfs:marked",
     },
     // Beside what the host tries: with the kernel programs, which a host may not take.
     GuestPart {
