@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,8 +32,7 @@ impl S3Server {
         fs::create_dir_all(dir.join("root/bucket"))?;
         fs::write(dir.join("key"), "e2e-key")?;
         fs::write(dir.join("secret"), SECRET)?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let mut server = Self { dir: dir.to_path_buf(), port, process: None };
+        let mut server = Self { dir: dir.to_path_buf(), port: free_port(), process: None };
         server.start()?;
         Ok(server)
     }
@@ -86,6 +86,18 @@ impl S3Server {
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.process.as_ref().and_then(|p| i32::try_from(p.id()).ok()) {
             kill(pid, signal);
+        }
+    }
+}
+
+/// Not one that the kernel chooses: until the server listens, it could choose it again for the next. Below those that
+/// it takes for connections.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let port = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
         }
     }
 }
