@@ -28,7 +28,8 @@ pub fn of(sb: SuperBlock) -> Option<Mode> {
     }
     // SAFETY: elements live as long as the map, and are changed in their place; volatile, because the agent
     // writes them.
-    let coverage = FILESYSTEMS.get_ptr(&uuid).map(|coverage| unsafe { coverage.read_volatile() })?;
+    let coverage =
+        FILESYSTEMS.get_ptr(&uuid).map(|coverage| unsafe { coverage.read_volatile() })?;
     Some(match coverage.mode {
         MODE_FILTER => Mode::Filter,
         MODE_MARK => Mode::Mark,
