@@ -357,20 +357,18 @@ impl Pool {
         self.assert_offline(path)
     }
 
-    /// Once in many runs every file of a tree was refused as if somebody had it open. Who did is not known: it is
-    /// told here, and whoever releases files tries again.
+    /// Once in many runs every file of a tree was refused as if somebody had it open. Who did is not known: a
+    /// failure tells.
     fn release_tree(&self, dir: &Path) -> Result<()> {
-        let args = || ["-r".as_ref(), dir.as_os_str()];
-        let report = self.hsm.verb("release", args())?;
+        let report = self.hsm.verb("release", ["-r".as_ref(), dir.as_os_str()])?;
         if report.code == 0 {
             return Ok(());
         }
         let refused = |file: &&FileReport| file.reason.as_deref() == Some("open-elsewhere");
         let files: Vec<_> =
             report.files.iter().filter(refused).map(|f| Path::new(&f.path)).collect();
-        eprintln!("{:?}: {}\n{}", report.summary, report.output.describe(), openers::of(files));
-        thread::sleep(patience(Duration::from_secs(1)));
-        self.hsm.must("release", args()).map(drop)
+        let openers = openers::of(files);
+        bail!("hsm release: {:?}\n{openers}\n{}", report.summary, report.output.describe())
     }
 
     /// Archives and releases a tree, and proves it for each file.
