@@ -269,10 +269,14 @@ mod tests {
         drop(reader);
     }
 
+    fn breaks() -> BreakWatch {
+        super::super::signal::block(&[libc::SIGIO]).unwrap();
+        BreakWatch::start().unwrap()
+    }
+
     #[test]
     fn a_broken_lease_lets_the_opener_through_at_once_and_is_noticed() {
-        super::super::signal::block(&[libc::SIGIO]).unwrap();
-        let watch = BreakWatch::start().unwrap();
+        let watch = breaks();
         let (f, fd) = file();
         let path = f.into_temp_path();
         let lease = Lease::take(fd, LeaseKind::Read, &watch).unwrap().unwrap();
@@ -289,8 +293,7 @@ mod tests {
     /// One that was sent for an older file with the same number.
     #[test]
     fn a_late_signal_breaks_no_lease_that_holds() {
-        super::super::signal::block(&[libc::SIGIO]).unwrap();
-        let watch = BreakWatch::start().unwrap();
+        let watch = breaks();
         let (f, fd) = file();
         let _path = f.into_temp_path();
         let lease = Lease::take(fd, LeaseKind::Write, &watch).unwrap().unwrap();

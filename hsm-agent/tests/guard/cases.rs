@@ -1,9 +1,7 @@
 //! What the guard promises, case by case.
 
-use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -339,15 +337,13 @@ fn an_answer_reaches_only_whom_it_is_for(lab: &Lab) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(5);
     let cut = |path: &Path| -> Result<u64> {
         let wanted = own_error(fs::metadata(path)?.ino());
-        let name = CString::new(path.as_os_str().as_bytes())?;
-        for answers in 0.. {
-            let got = cut_errno(&name);
-            ensure!(got == wanted, "answer {answers} of {}: {got}, not {wanted}", path.display());
-            if Instant::now() > end {
-                return Ok(answers);
-            }
+        let mut answers = 0;
+        while Instant::now() < end {
+            let got = hsm_lab::truncate(path, 3).err().and_then(|error| error.raw_os_error());
+            ensure!(got == Some(wanted), "answer {answers} of {path:?}: {got:?}, not {wanted}");
+            answers += 1;
         }
-        Ok(0)
+        Ok(answers)
     };
     let answers = std::thread::scope(|scope| {
         let cutters = paths.iter().map(|path| scope.spawn(|| cut(path))).collect::<Vec<_>>();
@@ -373,14 +369,6 @@ fn answers_left(lab: &Lab) -> Result<usize> {
     let path = pinned.iter().find(|path| path.ends_with(ANSWERS)).context("not pinned")?;
     let map = MapData::from_pin(path).and_then(Map::from_map_data)?;
     Ok(aya::maps::HashMap::<_, u64, u64>::try_from(map)?.keys().count())
-}
-
-#[expect(unsafe_code, reason = "truncate(2) has no safe wrapper")]
-fn cut_errno(name: &CStr) -> i32 {
-    // SAFETY: a C string.
-    let result = unsafe { libc::truncate(name.as_ptr(), 3) };
-    let error = std::io::Error::last_os_error().raw_os_error();
-    if result == 0 { 0 } else { error.unwrap_or(0) }
 }
 
 fn a_watch_lets_fanotify_ask(lab: &Lab) -> Result<()> {

@@ -5,7 +5,7 @@
 //! | `online` | answers every request "online" |
 //! | `refuse` | answers every request with `EIO` |
 //! | `silent` | takes requests and never answers |
-//! | `each` | refuses every request with an error number of its inode's own, after some beats, others' answers in between |
+//! | `each` | refuses every request with its inode's own error number, among beats and answers of others |
 //! | `beats` | lets the beat grow for 3 s, then answers "online" |
 //! | `watch` | marks PATH for `FAN_OPEN_PERM`, answers "watched", removes the marker when asked, allows |
 //! | `filesystem` | watches the whole file system and allows every open |
@@ -129,7 +129,7 @@ pub(crate) fn own_error(ino: u64) -> i32 {
     1000 + i32::try_from(ino % 3000).unwrap_or(0)
 }
 
-/// Always one less than those who wait: beats and an answer are under way all the time.
+/// Over and over: a beat for all who wait, and the answer for the one who has waited longest.
 fn answer_each(maps: &Maps, mut requests: Requests) -> Result<()> {
     let mut waiting = VecDeque::new();
     for beat in 1.. {

@@ -4,10 +4,10 @@ use core::mem::size_of;
 
 use super::Request;
 
-/// Map of [`Coverage`](super::Coverage) by file system UUID, with a value for each processor, all the same: the values of
-/// such a map are changed in their place. In another one the kernel puts a new element into the place of one that is
-/// changed, and uses that again at once. A program in the middle of its look could find another file system's
-/// coverage, or none.
+/// Map of [`Coverage`](super::Coverage) by file system UUID, with a value for each processor, all the same: the
+/// values of such a map are changed in their place. In another one the kernel puts a new element into the
+/// place of one that is changed, and uses that again at once. A program in the middle of its look could find
+/// another file system's coverage, or none.
 pub const FILESYSTEMS: &str = "FILESYSTEMS";
 /// Array of one `u64` for each [`class`](super::class) of UUIDs: zero where no file system of that class was ever
 /// covered. Written before the entry in [`FILESYSTEMS`], and never taken back.
@@ -18,8 +18,8 @@ pub const TRUSTED: &str = "TRUSTED";
 pub const SERVER: &str = "SERVER";
 /// Ring buffer of [`Request`]s.
 pub const REQUESTS: &str = "REQUESTS";
-/// Map of those who wait: by request number a `u64`, the *beat*. Any change of it says that there is progress and renews
-/// the opener's patience. The agent changes it while the opener is there (`BPF_EXIST`). The kernel puts
+/// Map of those who wait: by request number a `u64`, the *beat*. Any change of it says that there is progress and
+/// renews the opener's patience. The agent changes it while the opener is there (`BPF_EXIST`). The kernel puts
 /// another element into the place of the one that is changed, and uses that again at once, so an opener may see
 /// another's beat, or none: of one who does not see his own, nothing is to be concluded.
 pub const WAITS: &str = "WAITS";

@@ -42,8 +42,8 @@ pub const KIND_QUERY: u32 = 2;
 /// `file_post_open` does not follow. Recall the file now and answer [`ANSWER_ONLINE`]; the caller stays
 /// in the hook, so let its beat ([`WAITS`](super::WAITS)) grow while the recall makes progress.
 pub const KIND_RECALL: u32 = 3;
-/// Recall the file; nobody waits, and it is not in [`WAITS`](super::WAITS). Whoever wants it was refused with `EAGAIN` where a
-/// wait is not possible: the size is changed with the inode locked, which a recall needs itself. He comes
+/// Recall the file; nobody waits, and it is not in [`WAITS`](super::WAITS). Whoever wants it was refused with
+/// `EAGAIN` where a wait is not possible: the size is changed with the inode locked, which a recall needs itself. He comes
 /// again (an NFS client does so by itself) and finds the file online.
 pub const KIND_WANTED: u32 = 4;
 /// Attach `guard_post_open`: a marked file is about to pass on to fanotify. Answered [`ANSWER_WATCHED`]; what

@@ -7,6 +7,7 @@
 //!   agent      `hsm agent` on it, watched, killable, measured
 //!   hsm        the command line, its JSON read back
 //!   run        any other program, with a time limit
+//!   truncate   a system call that has no wrapper
 //!   readers    many readers of any user
 //!   threads    where an agent stands that does not answer
 //!   openers    who has files open
@@ -36,6 +37,7 @@ pub mod stats;
 pub mod threads;
 pub mod tier;
 mod tools;
+mod truncate;
 
 pub use agent::Agent;
 pub use config::PoolConfig;
@@ -46,3 +48,4 @@ pub use pace::{cases_at_once, patience};
 pub use run::{Output, Run};
 pub use tier::Tier;
 pub use tools::tool;
+pub use truncate::truncate;

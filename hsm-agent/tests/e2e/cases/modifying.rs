@@ -73,19 +73,7 @@ fn same(file: &Sample, twin: &Sample) -> Result<()> {
 
 fn both_truncates(pool: &mut Pool, size: u64) -> Result<()> {
     like_its_twin(pool, |path| File::options().write(true).open(path)?.set_len(size))?;
-    like_its_twin(pool, |path| truncate(path, size))
-}
-
-#[expect(unsafe_code, reason = "truncate(2) by path has no safe wrapper")]
-fn truncate(path: &Path, size: u64) -> std::io::Result<()> {
-    use std::os::unix::ffi::OsStrExt;
-    let name = std::ffi::CString::new(path.as_os_str().as_bytes())?;
-    let size = i64::try_from(size).unwrap_or(i64::MAX);
-    // SAFETY: `name` is NUL-terminated and outlives the call.
-    match unsafe { libc::truncate(name.as_ptr(), size) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
+    like_its_twin(pool, |path| hsm_lab::truncate(path, size))
 }
 
 fn truncate_down_keeps_the_head(pool: &mut Pool) -> Result<()> {

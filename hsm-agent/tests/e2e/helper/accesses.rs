@@ -1,15 +1,14 @@
 //! Ways to a file that a shell has no word for: what `cases/ways.rs` cannot say in one line.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
 use hsm_lab::Content;
 use rustix::fs::{Mode, OFlags, SeekFrom, copy_file_range, ioctl_ficlone, open, seek, sendfile};
 
@@ -65,13 +64,8 @@ pub(super) fn seek_data(path: &Path) -> Result<()> {
 }
 
 /// By path, without opening it.
-#[expect(unsafe_code, reason = "truncate(2) has no safe wrapper")]
 pub(super) fn truncate(path: &Path, rest: &[OsString]) -> Result<()> {
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: `name` is NUL-terminated and outlives the call.
-    let result = unsafe { libc::truncate(name.as_ptr(), i64::try_from(number(rest, 0)?)?) };
-    ensure!(result == 0, "truncate: {}", std::io::Error::last_os_error());
-    Ok(())
+    hsm_lab::truncate(path, number(rest, 0)?).map_err(|error| anyhow!("truncate: {error}"))
 }
 
 /// `DIR COUNT BYTES MILLISECONDS SEED`: opens the files `DIR/0`... in an order of its own until the time
