@@ -112,7 +112,8 @@ impl Guard {
         pin::pinned(base)
     }
 
-    /// Detaches the programs below `base` and removes everything there. Returns what was removed.
+    /// Detaches the programs below `base`, and returns when they are; removes everything there. Returns what was
+    /// removed.
     pub fn unpin(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
         pin::unpin(base)
     }

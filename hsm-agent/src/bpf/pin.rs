@@ -227,14 +227,32 @@ pub(super) fn current(base: &Path) -> Result<Option<PathBuf>, BpfError> {
     if found.is_empty() { Ok(maps) } else { Err(BpfError::Interrupted { base: base.to_owned() }) }
 }
 
+/// When this returns, no program below the directory runs at an access that comes then, unless somebody else
+/// holds a descriptor of it.
+///
+/// The removal of a file alone would have its program detached some time later, and one before or after the
+/// other as it comes: an opener could still be refused, or pass on a verdict that nothing makes invalid any
+/// more. Of what is open here and has no file any more, the program is detached by the close. (Not so where
+/// another set replaces this one: until Linux 7.0 the kernel waits with that for who waits in a program, and he
+/// may wait for the agent that would wait here. Now nobody serves.)
 pub(super) fn unpin(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
     let mut removed = Vec::new();
     if !base.is_dir() {
         return Ok(removed);
     }
     let _lock = lock(base)?;
+    let mut open = Vec::new();
+    for path in pinned(base)? {
+        if !path.is_dir() && !is_filter(&path) {
+            open.push(bpf::open_pinned(&path).map_err(failed(&path, "opening"))?);
+        }
+    }
     for version in children(base)? {
         remove_tree(&version, &mut removed)?;
+    }
+    // In the order in which they were removed.
+    for object in open {
+        drop(object);
     }
     // The directory itself may be somebody else's mount point.
     let _ = fs::remove_dir(base);

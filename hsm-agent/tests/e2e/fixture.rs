@@ -248,33 +248,11 @@ impl Pool {
         }
         // In tier mark-filter the watch has to end as well, or everything would be denied.
         self.hsm.command(["guard", "unpin"]).ok()?;
-        self.wait_until_unguarded()?;
         let result = tamper();
         if running {
             self.start()?;
         }
         result
-    }
-
-    /// The kernel lets go of programs some time after their last pin is gone, and of one after the
-    /// other: all of them are tried.
-    pub(crate) fn wait_until_unguarded(&self) -> Result<()> {
-        let file = self.path("unguarded?");
-        fs::write(&file, "")?;
-        let end = Instant::now() + patience(Duration::from_secs(10));
-        let none = rustix::fs::XattrFlags::empty();
-        let marker = "security.bpf.hsm";
-        let all_gone = || {
-            rustix::fs::setxattr(&file, marker, b"x", none)?;
-            fs::File::options().append(true).open(&file)?.set_len(1)?;
-            fs::File::open(&file)?;
-            rustix::fs::removexattr(&file, marker).map_err(std::io::Error::from)
-        };
-        while all_gone().is_err() {
-            ensure!(Instant::now() < end, "the programs do not go");
-            thread::sleep(Duration::from_millis(10));
-        }
-        Ok(fs::remove_file(&file)?)
     }
 
     /// Restarts it with a store that gives at most `rate` (like `"1MiB"`) per second.

@@ -238,7 +238,7 @@ fn unpinning_restores(lab: &Lab) -> Result<()> {
     let would = Guard::pinned(&lab.settings.base)?;
     let removed = Guard::unpin(&lab.settings.base)?;
     ensure!(would == removed, "{would:?}\n{removed:?}");
-    // The kernel detaches in the background.
+    // Done, unless a child of a neighbouring case has a copy of a descriptor until it runs its own program.
     let end = Instant::now() + Duration::from_secs(10);
     while errno(READ, &path)? != 0 {
         ensure!(Instant::now() < end, "still refused");

@@ -14,7 +14,7 @@ use hsm_agent::sys::fanotify::{self, Class, EventMask, Group, GroupOptions, Mark
 use hsm_common::filter::Counter;
 use hsm_lab::run::kill;
 use hsm_lab::{Agent, PoolConfig, Run, Tier, patience};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
@@ -538,6 +538,7 @@ fn truncation_by_path_recalls_first(pool: &mut Pool) -> Result<()> {
 
 fn unpinned_programs_guard_no_more(pool: &mut Pool) -> Result<()> {
     let file = pool.offline_file("file", MIB)?;
+    let other = pool.file("other", MIB)?;
     let refused = pool.hsm.command(["guard", "unpin"]).output()?;
     ensure!(refused.code() == 1, "unpinned under a living agent: {}", refused.describe());
     file.check()?;
@@ -547,9 +548,11 @@ fn unpinned_programs_guard_no_more(pool: &mut Pool) -> Result<()> {
     let status = pool.hsm.command(["--json", "guard", "status"]).ok()?;
     ensure!(status.text().contains("guard_open"), "{}", status.describe());
     pool.hsm.command(["guard", "unpin"]).ok()?;
-    // What an operator is warned of: nothing stands between a reader and the hole now.
-    pool.wait_until_unguarded()?;
+    // What an operator is warned of: nothing stands between a reader and the hole now, at once.
     File::open(&file.path).context("the programs still refuse")?;
+    rustix::fs::setxattr(&other.path, MARKER, b"x", XattrFlags::empty())?;
+    OpenOptions::new().append(true).open(&other.path)?.set_len(1)?;
+    rustix::fs::removexattr(&other.path, MARKER)?;
     pool.start()?;
     pool.assert_offline(&file.path)?;
     file.check()
