@@ -32,7 +32,7 @@ pub use verdict::*;
 
 /// Version of everything in this module. It is part of the pin directory's name: programs and an
 /// agent of different versions never share a map.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// The read-only global of type `u64` that holds the [`FINGERPRINT`] of the object.
 pub const LAYOUT: &str = "LAYOUT";

@@ -4,6 +4,7 @@ use hsm_common::filter::{MODE_FILTER, MODE_MARK, class};
 
 use crate::maps::{CLASSES, FILESYSTEMS, SERVER};
 use crate::object::{Inode, SuperBlock};
+use crate::task;
 
 /// What to do about a marked file of a covered file system.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,20 +38,31 @@ pub fn of(sb: SuperBlock) -> Option<Mode> {
     })
 }
 
-/// Whether somebody serves requests. The entry is cleared when the process ends.
+/// Whether somebody serves requests.
 #[inline(always)]
 pub fn is_served() -> bool {
     server() != 0
 }
 
-/// Serial number of who serves requests; zero: nobody.
+/// Whether there is an entry of who serves requests. He may have ended.
+#[inline(always)]
+pub fn is_registered() -> bool {
+    // SAFETY: as in `server`.
+    SERVER.get_ptr(0).is_some_and(|s| unsafe { (&raw const (*s).serial).read_volatile() } != 0)
+}
+
+/// Serial number of who serves requests; zero: nobody, or he is ending (`hsm_common::filter::Server`).
 #[inline(always)]
 pub fn server() -> u64 {
-    match SERVER.get_ptr(0) {
-        // SAFETY: an array's values live as long as the map; volatile, because others write it.
-        Some(server) => unsafe { (&raw const (*server).serial).read_volatile() },
-        None => 0,
-    }
+    let Some(server) = SERVER.get_ptr(0) else { return 0 };
+    // SAFETY: an array's values live as long as the map; volatile, because others write it.
+    let (serial, number) = unsafe {
+        (
+            (&raw const (*server).serial).read_volatile(),
+            (&raw const (*server).number).read_volatile(),
+        )
+    };
+    if serial != 0 && task::is_alive(number, serial) { serial } else { 0 }
 }
 
 /// Guard mode: whether an agent is alive that answers for every open of the file system. The mark

@@ -1,4 +1,9 @@
-//! The end of a thread: its opens are over. The end of a process: nobody waits for a server that is gone.
+//! The end of a thread: its opens are over, and if its process is trusted, its number is put down. The end of a
+//! process: the entry of a server is cleared.
+//!
+//! The kernel leaves a run out that interrupts another one on the same processor (in `__bpf_trace_run`): so nothing may
+//! rely on it. An open that is not counted down keeps the second net; who is not put down has another thread end
+//! (`Maps::serve`); a server that is gone is found to be (`coverage::server`).
 
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
@@ -16,11 +21,8 @@ pub fn server_gone(context: BtfTracePointContext) -> i32 {
     // SAFETY: the tracepoint's first argument.
     let task = unsafe { Task::new(context.arg(0)) };
     under_way::end_of(task);
-    if !task.is_leader() {
-        return 0;
-    }
-    let Some(trust) = task.trust() else { return 0 };
-    if trust.flags & TRUST_SERVER == 0 {
+    let Some(trust) = task.introduce() else { return 0 };
+    if !task.is_leader() || trust.flags & TRUST_SERVER == 0 {
         return 0;
     }
     if let Some(server) = SERVER.get_ptr_mut(0) {

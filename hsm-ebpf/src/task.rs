@@ -16,10 +16,16 @@ unsafe extern "C" {
     fn bpf_rcu_read_lock();
     /// Linux 6.2.
     fn bpf_rcu_read_unlock();
+    /// Linux 6.1.
+    fn bpf_task_from_pid(number: i32) -> *const u8;
+    /// Linux 6.1.
+    fn bpf_task_release(task: *const u8);
 }
 
 /// Of all architectures.
 const SIGKILL: u32 = 9;
+/// `<linux/sched.h>`; `/proc/PID/stat` shows it to user space.
+const PF_EXITING: u32 = 4;
 
 /// Process number of the caller.
 #[inline(always)]
@@ -74,17 +80,35 @@ impl Task {
     /// What its process is trusted with, if with anything.
     #[inline(always)]
     pub fn trust(self) -> Option<Trust> {
+        // SAFETY: the pointer is not null, and to this type. The agent replaces the value as a whole.
+        self.with_trust(|trust| unsafe { trust.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn with_trust<T>(self, then: impl FnOnce(*mut Trust) -> T) -> Option<T> {
         // SAFETY: what is locked is unlocked below; the first thread is a pointer that the kernel
         // accepts in between.
         let trust = unsafe {
             bpf_rcu_read_lock();
             TRUSTED.get(self.leader().0)
         };
-        // SAFETY: not null, and of this type. The agent replaces it as a whole.
-        let copy = if trust.is_null() { None } else { Some(unsafe { trust.read_volatile() }) };
+        let result = if trust.is_null() { None } else { Some(then(trust)) };
         // SAFETY: it was locked above.
         unsafe { bpf_rcu_read_unlock() };
-        copy
+        result
+    }
+
+    /// Puts the kernel's number of the caller's process down for who is trusted, and tells what he is trusted with.
+    #[inline(always)]
+    pub fn introduce(self) -> Option<Trust> {
+        self.with_trust(|trust| {
+            // SAFETY: not null, and of this type. The agent replaces the value as a whole; what of it is lost, the next
+            // thread's end puts down again.
+            unsafe {
+                (&raw mut (*trust).number).write_volatile(tgid());
+                trust.read_volatile()
+            }
+        })
     }
 
     /// Whether this is a kernel thread.
@@ -158,6 +182,21 @@ impl Task {
             );
         }
     }
+}
+
+/// Whether the process with this number is the server with this serial number, and its end has not begun.
+#[inline(always)]
+pub fn is_alive(number: u32, serial: u64) -> bool {
+    // SAFETY: any number will do.
+    let task = Task(unsafe { bpf_task_from_pid(number as i32) });
+    if task.0.is_null() {
+        return false;
+    }
+    let alive = task.get::<u32>(setting!(offsets.task_flags)) & PF_EXITING == 0
+        && task.trust().is_some_and(|trust| trust.is_server(serial));
+    // SAFETY: taken above, and not used any more.
+    unsafe { bpf_task_release(task.0) };
+    alive
 }
 
 /// Whether the caller opens marked files as it likes: the agent.

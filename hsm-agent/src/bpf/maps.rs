@@ -4,10 +4,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 use hsm_common::filter::{self, Cached, Reply, Server, Trust};
 use hsm_common::resident::Resident;
 
@@ -67,6 +69,11 @@ const BPF_NOEXIST: u64 = 1;
 /// Update only what is there: `<linux/bpf.h>`.
 const BPF_EXIST: u64 = 2;
 
+/// Threads that end until the number of their process is known; one should do.
+const INTRODUCTIONS: u32 = 1000;
+/// Pause between them.
+const INTERRUPTED: Duration = Duration::from_millis(1);
+
 type Table<K, V> = Mutex<HashMap<MapData, K, V>>;
 type Coverages = PerCpuHashMap<MapData, Uuid, u32>;
 
@@ -77,6 +84,7 @@ pub struct Maps {
     filesystems: Mutex<Coverages>,
     classes: Mutex<Array<MapData, u64>>,
     trusted: TaskStorage<{ size_of::<Trust>() }>,
+    trusting: Mutex<()>,
     server: Mutex<Array<MapData, [u8; size_of::<Server>()]>>,
     waits: Table<u64, u64>,
     answers: Table<u64, [u8; size_of::<Reply>()]>,
@@ -112,6 +120,7 @@ impl Maps {
             filesystems: Mutex::new(open(dir, filter::FILESYSTEMS)?),
             classes: Mutex::new(open(dir, filter::CLASSES)?),
             trusted: local_storage(dir, filter::TRUSTED)?,
+            trusting: Mutex::new(()),
             server: Mutex::new(server.map_err(failed(filter::SERVER, "opening"))?),
             waits: Mutex::new(open(dir, filter::WAITS)?),
             answers: Mutex::new(open(dir, filter::ANSWERS)?),
@@ -196,30 +205,82 @@ impl Maps {
         Ok(trust.flags & filter::TRUST_EXEMPT != 0)
     }
 
-    /// Declares a process to be the one that serves requests, in either mode. Ends with the
+    /// Declares this process to be the one that serves requests, in any mode. Ends with the
     /// process; while nobody serves, whoever would ask is refused at once with `EAGAIN`.
-    pub fn serve(&self, pid: u32) -> Result<(), BpfError> {
+    pub fn serve(&self) -> Result<(), BpfError> {
+        let pid = std::process::id();
+        let serial = self.trust_server(pid, |_| {})?;
+        let number = self.introduce(pid)?;
+        self.set_server(Server { serial, pid, number, namespace: process::namespace() })
+    }
+
+    /// Declares the process that serves other maps, if one does, to serve these as well.
+    pub(super) fn adopt(&self, from: &Self) -> Result<(), BpfError> {
+        let Some(pid) = from.server()? else { return Ok(()) };
+        if from.is_exempt(pid)? {
+            self.exempt(pid)?;
+        }
+        let number = from.registered()?.number;
+        let serial = self.trust_server(pid, |trust| trust.number = number)?;
+        self.set_server(Server { serial, pid, number, namespace: process::namespace() })
+    }
+
+    /// Until the entry with the new serial number is there, the older one stands.
+    fn trust_server(&self, pid: u32, change: impl FnOnce(&mut Trust)) -> Result<u64, BpfError> {
         let serial = rand::random::<u64>() | 1;
         self.trust(pid, |trust| {
             trust.flags |= filter::TRUST_SERVER;
+            trust.previous = trust.serial;
             trust.serial = serial;
+            change(trust);
         })?;
-        self.set_server(Server { serial, pid, reserved: 0 })?;
-        // The program that runs at the end of a process finds the serial number from now on. Has
-        // the end begun before, it may have run in between.
-        if process::is_ending(pid) {
-            self.set_server(Server::zeroed())?;
-            let source = io::Error::from_raw_os_error(libc::ESRCH);
-            return Err(BpfError::Process { pid, source });
-        }
-        Ok(())
+        Ok(serial)
     }
 
-    /// The process that serves requests, as [`serve`](Self::serve) was told.
+    /// Has a program tell the kernel's own number of this process: the one at a thread's end, which may be left out.
+    fn introduce(&self, pid: u32) -> Result<u32, BpfError> {
+        let failed = |source| BpfError::Process { pid, source };
+        let process = open_process(pid)?;
+        for _ in 0..INTRODUCTIONS {
+            let number = self.trust_of(&process, pid)?.number;
+            if number != 0 {
+                return Ok(number);
+            }
+            let thread = thread::Builder::new().name("introduced".into()).spawn(|| ());
+            // It cannot panic.
+            let _ = thread.map_err(failed)?.join();
+            if self.trust_of(&process, pid)?.number == 0 {
+                // Whom the thread's end interrupted is to go on.
+                thread::sleep(INTERRUPTED);
+            }
+        }
+        Err(failed(io::Error::other("the programs do not see its threads end")))
+    }
+
+    /// The process that serves requests, as [`serve`](Self::serve) was told. Where it cannot be told whether it still
+    /// lives, it does.
     pub fn server(&self) -> Result<Option<u32>, BpfError> {
+        let server = self.registered()?;
+        Ok((server.serial != 0 && !self.is_over(&server)).then_some(server.pid))
+    }
+
+    /// Whether the process has ended for sure. A process number says nothing in another PID namespace.
+    fn is_over(&self, server: &Server) -> bool {
+        if server.namespace == 0 || server.namespace != process::namespace() {
+            return false;
+        }
+        match process::open(server.pid) {
+            Err(error) => error.raw_os_error() == Some(libc::ESRCH),
+            Ok(process) => {
+                let trust = self.trust_of(&process, server.pid);
+                process::has_ended(&process) || trust.is_ok_and(|t| !t.is_server(server.serial))
+            }
+        }
+    }
+
+    fn registered(&self) -> Result<Server, BpfError> {
         let bytes = lock(&self.server).get(&0, 0).map_err(failed(filter::SERVER, "reading"))?;
-        let server: Server = bytemuck::pod_read_unaligned(&bytes);
-        Ok((server.serial != 0).then_some(server.pid))
+        Ok(bytemuck::pod_read_unaligned(&bytes))
     }
 
     fn set_server(&self, server: Server) -> Result<(), BpfError> {
@@ -229,6 +290,7 @@ impl Maps {
     }
 
     fn trust(&self, pid: u32, change: impl FnOnce(&mut Trust)) -> Result<(), BpfError> {
+        let _one_at_a_time = lock(&self.trusting);
         let process = open_process(pid)?;
         let before = self.trust_of(&process, pid)?;
         let mut trust = before;

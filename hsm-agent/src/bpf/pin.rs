@@ -163,12 +163,7 @@ fn copy(from: &Path, to: &Path) {
         for (uuid, mode) in Maps::covered_in(from)? {
             to.cover(uuid, mode)?;
         }
-        let from = Maps::open_in(from)?;
-        let Some(server) = from.server()? else { return Ok(()) };
-        if from.is_exempt(server)? {
-            to.exempt(server)?;
-        }
-        to.serve(server)
+        to.adopt(&Maps::open_in(from)?)
     })();
     if let Err(error) = result {
         tracing::warn!(%error, "coverage or server of the previous kernel programs was not taken over");

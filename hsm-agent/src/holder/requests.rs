@@ -109,7 +109,7 @@ pub(super) fn serve(
         let own = std::process::id();
         // First exempt, then in service: whoever waits for us must not include us.
         maps.exempt(own).map_err(io::Error::other)?;
-        maps.serve(own).map_err(io::Error::other)?;
+        maps.serve().map_err(io::Error::other)?;
         let retired = eventfd(0, EventfdFlags::CLOEXEC)?;
         let set = Arc::new(Set { maps, _directory: directory, retired });
         tracing::debug!(?set, "serving kernel programs");
@@ -188,7 +188,7 @@ impl Programs {
         match newest {
             // An open that began before this watch was in place may have found somebody else's: it is to
             // find another serial number when it is through.
-            Some(set) if !known => set.maps.serve(std::process::id()).map_err(io::Error::other),
+            Some(set) if !known => set.maps.serve().map_err(io::Error::other),
             _ => Ok(()),
         }
     }

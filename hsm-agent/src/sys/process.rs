@@ -1,9 +1,11 @@
 //! Limits and identity of the own process.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, getrlimit, set_dumpable_behavior,
     setrlimit,
@@ -70,7 +72,6 @@ pub fn command(pid: i32) -> String {
 /// The effective user of a process, as long as it exists. (The real one would make all users of a file
 /// server like Samba, which changes the effective one, root.)
 pub fn uid(pid: i32) -> Option<u32> {
-    use std::os::unix::fs::MetadataExt;
     match std::fs::metadata(format!("/proc/{pid}")).ok()?.uid() {
         // Also the owner of the directory of a process that may not be traced, whoever it belongs to.
         0 => uid_in_status(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?),
@@ -89,6 +90,18 @@ pub fn open(pid: u32) -> std::io::Result<OwnedFd> {
     let invalid = || std::io::Error::from_raw_os_error(libc::ESRCH);
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(invalid)?;
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Whether the process behind a descriptor of [`open`] has ended: all its threads have.
+pub fn has_ended(process: &OwnedFd) -> bool {
+    const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&NOW)).is_ok_and(|ready| ready > 0)
+}
+
+/// Which PID namespace this process belongs to: process numbers of another one are not to be compared. Zero: the
+/// kernel does not tell.
+pub fn namespace() -> u64 {
+    std::fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
 /// Whether the end of a process has begun (`PF_EXITING`), or is over.
@@ -176,6 +189,8 @@ fn flags_say_path(info: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -245,5 +260,16 @@ mod tests {
         let error = open(u32::MAX).expect_err("no such process");
         assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
         assert!(open(std::process::id()).is_ok());
+    }
+
+    #[test]
+    fn a_process_has_ended_when_it_is_over() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat");
+        let process = open(child.id()).expect("a child");
+        assert!(!has_ended(&process));
+        drop(child.stdin.take());
+        child.wait().expect("a child");
+        assert!(has_ended(&process));
+        assert_ne!(namespace(), 0);
     }
 }

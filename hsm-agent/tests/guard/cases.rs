@@ -12,7 +12,7 @@ use aya::maps::{Map, MapData};
 use hsm_agent::bpf::{Answer, Disarmed, Guard, Maps, Mode};
 use hsm_agent::sys::fanotify::{Class, EventMask, Group, GroupOptions};
 use hsm_agent::sys::lease::{self, LeaseKind};
-use hsm_agent::sys::{signal, xattr};
+use hsm_agent::sys::{bpf, signal, xattr};
 use hsm_common::filter::{ANSWERS, Counter};
 use hsm_common::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 use hsm_lab::FsKind;
@@ -64,6 +64,7 @@ cases! {
     truncation_without_a_path_has_the_file_recalled,
     guard_mode_needs_watch_and_server,
     a_server_that_was_not_asked_does_not_vouch,
+    a_server_whose_end_nobody_saw_serves_no_more,
     unreadable_files_are_asked_about,
     fiemap_of_a_marked_file_is_refused,
     an_exemption_is_not_inherited,
@@ -626,6 +627,41 @@ fn a_server_that_was_not_asked_does_not_vouch(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// The kernel may leave out the program at the end of threads: here it does so always. A dead server's word is
+/// worth nothing before the eyes of another listener either.
+fn a_server_whose_end_nobody_saw_serves_no_more(lab: &Lab) -> Result<()> {
+    let path = lab.marked("marked")?;
+    lab.cover(Mode::Guard)?;
+    let mut server = lab.serve("silent", &path)?;
+    let links = Guard::status(&lab.settings.base)?.installed.context("installed")?;
+    detach_link(&links.join("server_gone"))?;
+    let (group, root) = (
+        Group::new(GroupOptions { class: Class::PreContent, nonblock: true })?,
+        File::open(lab.fs.path())?,
+    );
+    group.watch_filesystem(root.as_fd(), EventMask::OPEN_PERM)?;
+    server.kill();
+    wait_for(|| Ok(!server.is_running()?))?;
+    ensure!(lab.maps.server()?.is_none(), "the agent's view");
+    assert_errno(READ, &path, EAGAIN)?;
+    assert_count(lab, Counter::DeniedUnwatched, 1)?;
+    group.unwatch_filesystem(root.as_fd(), EventMask::OPEN_PERM)?;
+    lab.cover(Mode::Filter)?;
+    let begin = Instant::now();
+    ensure!(open_errno(&path) == EAGAIN, "refused");
+    ensure!(begin.elapsed() < Duration::from_millis(500), "waited {:?}", begin.elapsed());
+    assert_count(lab, Counter::DeniedNoServer, 1)?;
+    assert_count(lab, Counter::ServerGone, 0)
+}
+
+/// When this returns, the program does not run any more.
+fn detach_link(path: &Path) -> Result<()> {
+    let link = bpf::open_pinned(path)?;
+    fs::remove_file(path)?;
+    drop(link);
+    Ok(())
+}
+
 /// Whoever may write but not read cannot have the marker read in his name.
 fn unreadable_files_are_asked_about(lab: &Lab) -> Result<()> {
     let path = lab.file("online")?;
@@ -846,7 +882,7 @@ fn only_who_serves_takes_the_second_net_away(lab: &Lab) -> Result<()> {
     settings.record = "trusted.hsm.other".into();
     let maps = Guard::install(&settings)?;
     ensure!(maps.is_armed()? && maps.in_flight()? == 1, "armed for ever");
-    maps.serve(me)?;
+    maps.serve()?;
     ensure!(maps.disarm(me)? == Disarmed::InFlight(1), "it stays");
     Ok(())
 }

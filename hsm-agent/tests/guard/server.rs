@@ -58,14 +58,14 @@ fn serve(how: &str, base: &Path, path: &Path) -> Result<()> {
     let me = std::process::id();
     maps.exempt(me)?;
     if how == "dies" {
-        maps.serve(me)?;
+        maps.serve()?;
         return release_and_die(path);
     }
     let mut requests = maps.requests()?;
     if matches!(how, "watch" | "stranger" | "filesystem" | "successor" | "mute" | "denies") {
         return watch(&maps, requests, path, how);
     }
-    maps.serve(me)?;
+    maps.serve()?;
     if how == "each" {
         return answer_each(&maps, requests);
     }
@@ -168,7 +168,7 @@ fn watch(maps: &Maps, mut requests: Requests, path: &Path, how: &str) -> Result<
         }
         _ => {}
     }
-    maps.serve(std::process::id())?;
+    maps.serve()?;
     let mut buffer = vec![0; 4096];
     loop {
         let mut fds = [PollFd::new(&requests, PollFlags::IN), PollFd::new(&group, PollFlags::IN)];
@@ -184,7 +184,7 @@ fn watch(maps: &Maps, mut requests: Requests, path: &Path, how: &str) -> Result<
             maps.answer(request.id, Answer::Watched)?;
         }
         if how == "successor" && group.has_events() {
-            maps.serve(std::process::id())?;
+            maps.serve()?;
         }
         if how != "mute" {
             answer_events(&group, &mut buffer, &file, how)?;

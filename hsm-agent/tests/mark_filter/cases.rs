@@ -388,7 +388,7 @@ fn an_open_that_empties_waits_for_the_agent(lab: &Lab) -> Result<()> {
     let watch = Watch::begin(lab, "pool")?;
     assert_errno(EMPTY, &path, EAGAIN).context("nobody serves")?;
     ensure!(fs::metadata(&path)?.len() == SIZE, "nothing was taken away");
-    lab.maps.serve(std::process::id())?;
+    lab.maps.serve()?;
     let mut requests = lab.maps.requests()?;
     std::thread::scope(|scope| {
         let opener = scope.spawn(|| assert_errno(EMPTY, &path, 0));

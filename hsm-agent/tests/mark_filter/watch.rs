@@ -165,7 +165,7 @@ fn watch_for_ever(base: &Path, path: &Path) -> Result<()> {
     let watch = Watch::of(&settings, path, "pool")?;
     let mut requests = maps.requests()?;
     // Says that the watch is there.
-    maps.serve(std::process::id())?;
+    maps.serve()?;
     loop {
         poll(&mut [PollFd::new(&requests, PollFlags::IN)], None)?;
         while let Some(request) = requests.next() {

@@ -142,6 +142,8 @@ offsets! {
     iattr_size = "iattr.ia_size" needed,
     /// First thread of the process.
     task_leader = "task_struct.group_leader" needed,
+    /// Whether its end has begun, among other things.
+    task_flags = "task_struct.flags" needed,
     /// Address space; null for a kernel thread.
     task_mm = "task_struct.mm" needed,
     /// Signals that wait for the thread.
