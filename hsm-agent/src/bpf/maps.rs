@@ -217,12 +217,16 @@ impl Maps {
     /// Declares the process that serves other maps, if one does, to serve these as well.
     pub(super) fn adopt(&self, from: &Self) -> Result<(), BpfError> {
         let Some(pid) = from.server()? else { return Ok(()) };
+        let server = from.registered()?;
+        if server.namespace != process::namespace() {
+            let source = io::Error::other("it has this number in another PID namespace");
+            return Err(BpfError::Process { pid, source });
+        }
         if from.is_exempt(pid)? {
             self.exempt(pid)?;
         }
-        let number = from.registered()?.number;
-        let serial = self.trust_server(pid, |trust| trust.number = number)?;
-        self.set_server(Server { serial, pid, number, namespace: process::namespace() })
+        let serial = self.trust_server(pid, |trust| trust.number = server.number)?;
+        self.set_server(Server { serial, ..server })
     }
 
     /// Until the entry with the new serial number is there, the older one stands.
@@ -241,18 +245,18 @@ impl Maps {
     fn introduce(&self, pid: u32) -> Result<u32, BpfError> {
         let failed = |source| BpfError::Process { pid, source };
         let process = open_process(pid)?;
-        for _ in 0..INTRODUCTIONS {
+        for turn in 0..INTRODUCTIONS {
             let number = self.trust_of(&process, pid)?.number;
             if number != 0 {
                 return Ok(number);
             }
-            let thread = thread::Builder::new().name("introduced".into()).spawn(|| ());
-            // It cannot panic.
-            let _ = thread.map_err(failed)?.join();
-            if self.trust_of(&process, pid)?.number == 0 {
+            if turn > 0 {
                 // Whom the thread's end interrupted is to go on.
                 thread::sleep(INTERRUPTED);
             }
+            let thread = thread::Builder::new().name("introduced".into()).spawn(|| ());
+            // It cannot panic.
+            let _ = thread.map_err(failed)?.join();
         }
         Err(failed(io::Error::other("the programs do not see its threads end")))
     }
