@@ -1,6 +1,6 @@
 //! Atomic accesses: the programs sleep and are preempted in the middle.
 
-use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
 
 /// Adds to a map's value.
 ///
@@ -20,4 +20,15 @@ pub unsafe fn add(at: *mut u64, value: u64) -> u64 {
 pub unsafe fn exchange(at: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller's promise; the instruction is atomic.
     unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(at, value) }
+}
+
+/// Replaces a map's value if it is `old`. Whether it was.
+///
+/// # Safety
+/// `at` points into the value of a map that is alive for the rest of the program.
+#[inline(always)]
+pub unsafe fn replace(at: *mut u64, old: u64, new: u64) -> bool {
+    const FULL: AtomicOrdering = AtomicOrdering::SeqCst;
+    // SAFETY: the caller's promise; the instruction is atomic.
+    unsafe { atomic_cxchg::<u64, FULL, FULL>(at, old, new) }.1
 }

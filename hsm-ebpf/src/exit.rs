@@ -9,6 +9,7 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use hsm_common::filter::{Counter, TRUST_SERVER};
 
+use crate::atomic;
 use crate::counters::count;
 use crate::maps::SERVER;
 use crate::task::Task;
@@ -26,13 +27,9 @@ pub fn server_gone(context: BtfTracePointContext) -> i32 {
         return 0;
     }
     if let Some(server) = SERVER.get_ptr_mut(0) {
-        // SAFETY: an array's values live as long as the map. Volatile: others write and read it.
-        unsafe {
-            let serial = &raw mut (*server).serial;
-            if serial.read_volatile() == trust.serial {
-                serial.write_volatile(0);
-                count(Counter::ServerGone);
-            }
+        // SAFETY: an array's values live as long as the map. Atomic: another server may register in between.
+        if unsafe { atomic::replace(&raw mut (*server).serial, trust.serial, 0) } {
+            count(Counter::ServerGone);
         }
     }
     0

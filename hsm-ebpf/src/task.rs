@@ -16,9 +16,9 @@ unsafe extern "C" {
     fn bpf_rcu_read_lock();
     /// Linux 6.2.
     fn bpf_rcu_read_unlock();
-    /// Linux 6.1.
+    /// Linux 6.2.
     fn bpf_task_from_pid(number: i32) -> *const u8;
-    /// Linux 6.1.
+    /// Linux 6.2.
     fn bpf_task_release(task: *const u8);
 }
 

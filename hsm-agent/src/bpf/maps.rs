@@ -85,6 +85,7 @@ pub struct Maps {
     classes: Mutex<Array<MapData, u64>>,
     trusted: TaskStorage<{ size_of::<Trust>() }>,
     trusting: Mutex<()>,
+    registering: Mutex<()>,
     server: Mutex<Array<MapData, [u8; size_of::<Server>()]>>,
     waits: Table<u64, u64>,
     answers: Table<u64, [u8; size_of::<Reply>()]>,
@@ -121,6 +122,7 @@ impl Maps {
             classes: Mutex::new(open(dir, filter::CLASSES)?),
             trusted: local_storage(dir, filter::TRUSTED)?,
             trusting: Mutex::new(()),
+            registering: Mutex::new(()),
             server: Mutex::new(server.map_err(failed(filter::SERVER, "opening"))?),
             waits: Mutex::new(open(dir, filter::WAITS)?),
             answers: Mutex::new(open(dir, filter::ANSWERS)?),
@@ -208,9 +210,11 @@ impl Maps {
     /// Declares this process to be the one that serves requests, in any mode. Ends with the
     /// process; while nobody serves, whoever would ask is refused at once with `EAGAIN`.
     pub fn serve(&self) -> Result<(), BpfError> {
+        let _one_at_a_time = lock(&self.registering);
         let pid = std::process::id();
-        let serial = self.trust_server(pid, |_| {})?;
-        let number = self.introduce(pid)?;
+        let own = open_process(pid)?;
+        let serial = self.trust_server(&own, pid, |_| {})?;
+        let number = self.introduce(&own, pid)?;
         self.set_server(Server { serial, pid, number, namespace: process::namespace() })
     }
 
@@ -218,21 +222,32 @@ impl Maps {
     pub(super) fn adopt(&self, from: &Self) -> Result<(), BpfError> {
         let Some(pid) = from.server()? else { return Ok(()) };
         let server = from.registered()?;
-        if server.namespace != process::namespace() {
-            let source = io::Error::other("it has this number in another PID namespace");
-            return Err(BpfError::Process { pid, source });
+        let refused = |why: &str| BpfError::Process { pid, source: io::Error::other(why) };
+        if server.namespace == 0 || server.namespace != process::namespace() {
+            return Err(refused("it has this number in another PID namespace"));
         }
-        if from.is_exempt(pid)? {
-            self.exempt(pid)?;
+        // From here on it is the same process, whatever becomes of the number.
+        let process = open_process(pid)?;
+        let trust = from.trust_of(&process, pid)?;
+        if !trust.is_server(server.serial) {
+            return Err(refused("it is not the one that served"));
         }
-        let serial = self.trust_server(pid, |trust| trust.number = server.number)?;
+        let serial = self.trust_server(&process, pid, |ours| {
+            ours.flags |= trust.flags;
+            ours.number = server.number;
+        })?;
         self.set_server(Server { serial, ..server })
     }
 
     /// Until the entry with the new serial number is there, the older one stands.
-    fn trust_server(&self, pid: u32, change: impl FnOnce(&mut Trust)) -> Result<u64, BpfError> {
+    fn trust_server(
+        &self,
+        process: &OwnedFd,
+        pid: u32,
+        change: impl FnOnce(&mut Trust),
+    ) -> Result<u64, BpfError> {
         let serial = rand::random::<u64>() | 1;
-        self.trust(pid, |trust| {
+        self.trust_process(process, pid, |trust| {
             trust.flags |= filter::TRUST_SERVER;
             trust.previous = trust.serial;
             trust.serial = serial;
@@ -242,11 +257,10 @@ impl Maps {
     }
 
     /// Has a program tell the kernel's own number of this process: the one at a thread's end, which may be left out.
-    fn introduce(&self, pid: u32) -> Result<u32, BpfError> {
+    fn introduce(&self, own: &OwnedFd, pid: u32) -> Result<u32, BpfError> {
         let failed = |source| BpfError::Process { pid, source };
-        let process = open_process(pid)?;
         for turn in 0..INTRODUCTIONS {
-            let number = self.trust_of(&process, pid)?.number;
+            let number = self.trust_of(own, pid)?.number;
             if number != 0 {
                 return Ok(number);
             }
@@ -264,8 +278,32 @@ impl Maps {
     /// The process that serves requests, as [`serve`](Self::serve) was told. Where it cannot be told whether it still
     /// lives, it does.
     pub fn server(&self) -> Result<Option<u32>, BpfError> {
-        let server = self.registered()?;
-        Ok((server.serial != 0 && !self.is_over(&server)).then_some(server.pid))
+        let mut server = self.registered()?;
+        // Who registers anew, and anew again, between two looks seems to be gone.
+        while server.serial != 0 && self.is_over(&server) {
+            let now = self.registered()?;
+            if now.serial == server.serial {
+                return Ok(None);
+            }
+            server = now;
+        }
+        Ok((server.serial != 0).then_some(server.pid))
+    }
+
+    /// Whether anybody is registered in maps of another layout, which begins with the serial number in all that there
+    /// were. Whether he lives is not known.
+    pub(super) fn is_served_in(dir: &Path) -> Result<bool, BpfError> {
+        if !dir.join(filter::SERVER).exists() {
+            return Ok(false);
+        }
+        let map = map(dir, filter::SERVER)?;
+        let info = map.info().map_err(failed(filter::SERVER, "examining"))?;
+        match info.value_size() {
+            16 => serial_in::<16>(map),
+            24 => serial_in::<24>(map),
+            _ => Ok(u64::MAX),
+        }
+        .map(|serial| serial != 0)
     }
 
     /// Whether the process has ended for sure. A process number says nothing in another PID namespace.
@@ -274,7 +312,10 @@ impl Maps {
             return false;
         }
         match process::open(server.pid) {
-            Err(error) => error.raw_os_error() == Some(libc::ESRCH),
+            // There is none, or a thread that is not its process's first has the number.
+            Err(error) => {
+                matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::EINVAL))
+            }
             Ok(process) => {
                 let trust = self.trust_of(&process, server.pid);
                 process::has_ended(&process) || trust.is_ok_and(|t| !t.is_server(server.serial))
@@ -294,16 +335,24 @@ impl Maps {
     }
 
     fn trust(&self, pid: u32, change: impl FnOnce(&mut Trust)) -> Result<(), BpfError> {
+        self.trust_process(&open_process(pid)?, pid, change)
+    }
+
+    fn trust_process(
+        &self,
+        process: &OwnedFd,
+        pid: u32,
+        change: impl FnOnce(&mut Trust),
+    ) -> Result<(), BpfError> {
         let _one_at_a_time = lock(&self.trusting);
-        let process = open_process(pid)?;
-        let before = self.trust_of(&process, pid)?;
+        let before = self.trust_of(process, pid)?;
         let mut trust = before;
         change(&mut trust);
         if trust == before {
             return Ok(());
         }
         self.trusted
-            .set(&process, &bytes(&trust))
+            .set(process, &bytes(&trust))
             .map_err(|source| BpfError::Process { pid, source })
     }
 
@@ -449,6 +498,14 @@ fn local_storage<const KIND: u32, const N: usize>(
 
 fn stored(map: &'static str, doing: &'static str) -> impl Fn(io::Error) -> BpfError {
     move |source| BpfError::Storage { map, doing, source }
+}
+
+fn serial_in<const N: usize>(map: MapData) -> Result<u64, BpfError> {
+    let read = || -> Result<[u8; N], MapError> {
+        Array::<_, [u8; N]>::try_from(Map::from_map_data(map)?)?.get(&0, 0)
+    };
+    let value = read().map_err(failed(filter::SERVER, "reading"))?;
+    Ok(value.first_chunk().map_or(u64::MAX, |serial| u64::from_ne_bytes(*serial)))
 }
 
 fn open_process(pid: u32) -> Result<OwnedFd, BpfError> {

@@ -107,6 +107,11 @@ impl Guard {
         pin::status(base)
     }
 
+    /// Directory of programs of another version that somebody may rely on: a registered agent, a filtered mark.
+    pub fn relied_on(base: &Path) -> Result<Option<PathBuf>, BpfError> {
+        pin::relied_on(base)
+    }
+
     /// What [`Guard::unpin`] would remove.
     pub fn pinned(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
         pin::pinned(base)

@@ -223,13 +223,16 @@ pub(super) fn current(base: &Path) -> Result<Option<PathBuf>, BpfError> {
 }
 
 /// When this returns, no program below the directory runs at an access that comes then, unless somebody else
-/// holds a descriptor of it.
+/// holds a descriptor of it. The caller has made sure that nobody serves.
 ///
 /// The removal of a file alone would have its program detached some time later, and one before or after the
 /// other as it comes: an opener could still be refused, or pass on a verdict that nothing makes invalid any
 /// more. Of what is open here and has no file any more, the program is detached by the close. (Not so where
 /// another set replaces this one: until Linux 7.0 the kernel waits with that for who waits in a program, and he
-/// may wait for the agent that would wait here. Now nobody serves.)
+/// may wait for the agent that would wait here.)
+///
+/// A kernel whose bpffs lets go of a removed file's object only after a grace period (`bpf_free_inode`, before 6.18)
+/// detaches some time later all the same.
 pub(super) fn unpin(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
     let mut removed = Vec::new();
     if !base.is_dir() {
@@ -252,6 +255,19 @@ pub(super) fn unpin(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
     // The directory itself may be somebody else's mount point.
     let _ = fs::remove_dir(base);
     Ok(removed)
+}
+
+/// A set of another layout that somebody may rely on: an agent is registered there, or marks are filtered. Neither
+/// whether that agent lives nor how to end those watches is known here.
+pub(super) fn relied_on(base: &Path) -> Result<Option<PathBuf>, BpfError> {
+    for version in children(base)? {
+        if !is_this_layout(&version)
+            && (Maps::is_served_in(&version.join("maps"))? || !filters(&version)?.is_empty())
+        {
+            return Ok(Some(version));
+        }
+    }
+    Ok(None)
 }
 
 /// What [`unpin`] would remove.

@@ -254,6 +254,15 @@ fn unpin(context: &Context, config: &Config, dry_run: bool) -> Result<Exit, Fail
         );
         return Err(Failure::new(Exit::Failed, why));
     }
+    if !dry_run && let Some(other) = Guard::relied_on(&agent.bpf_dir).map_err(failed)? {
+        let why = format!(
+            "programs of another version of hsm in {} serve an agent, or filter the mark of a file system. Stop \
+             the agent, start that of this version once, which puts its own programs in their place, and \
+             stop it again",
+            output::path(&other)
+        );
+        return Err(Failure::new(Exit::Failed, why));
+    }
     let exit = let_go(context, config, dry_run)?;
     if exit != Exit::Done {
         // Without the filter's link everything there would be denied.

@@ -13,7 +13,7 @@ use hsm_agent::bpf::{Answer, Disarmed, Guard, Maps, Mode};
 use hsm_agent::sys::fanotify::{Class, EventMask, Group, GroupOptions};
 use hsm_agent::sys::lease::{self, LeaseKind};
 use hsm_agent::sys::{bpf, signal, xattr};
-use hsm_common::filter::{ANSWERS, Counter};
+use hsm_common::filter::{ANSWERS, Counter, SERVER};
 use hsm_common::marker::{MAP_XATTR, MARKER_XATTR, RECORD_XATTR};
 use hsm_lab::FsKind;
 use hsm_lab::run::{Run, Running, kill};
@@ -46,6 +46,7 @@ cases! {
     installing_twice_changes_nothing,
     programs_outlive_their_loader,
     unpinning_restores,
+    programs_of_another_version_that_serve_are_seen,
     the_answer_online_passes,
     the_answer_with_an_error_refuses,
     a_silent_server_is_given_up,
@@ -250,6 +251,20 @@ fn unpinning_restores(lab: &Lab) -> Result<()> {
 }
 
 /// A marker that stays is refused by the second check, whatever the agent said.
+/// Another version's maps are ours here, under another name. (What else it has pinned, nobody needs to know.)
+fn programs_of_another_version_that_serve_are_seen(lab: &Lab) -> Result<()> {
+    let (path, base) = (lab.marked("marked")?, &lab.settings.base);
+    let installed = Guard::status(base)?.installed.context("installed")?;
+    let ours = installed.with_file_name("maps").join(SERVER);
+    let other = base.join("v1-other");
+    fs::create_dir_all(other.join("maps"))?;
+    bpf::pin(bpf::open_pinned(&ours)?.as_fd(), &other.join("maps").join(SERVER))?;
+    ensure!(Guard::relied_on(base)?.is_none(), "nobody serves");
+    let _server = lab.serve("silent", &path)?;
+    ensure!(Guard::relied_on(base)? == Some(other), "somebody does");
+    Ok(())
+}
+
 fn the_answer_online_passes(lab: &Lab) -> Result<()> {
     let path = lab.marked("marked")?;
     lab.cover(Mode::Filter)?;

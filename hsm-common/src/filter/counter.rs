@@ -72,7 +72,7 @@ counters! {
     IoctlDenied = "ioctl_denied",
     /// Cached verdicts that a change of an attribute made invalid.
     Invalidated = "verdict_invalidated",
-    /// Servers that ended.
+    /// Servers whose end was seen.
     ServerGone = "server_gone",
     /// Accesses to resident ranges of partial files that the filter let pass.
     PassedResident = "access_passed_resident",

@@ -30,8 +30,8 @@ use bytemuck::{Pod, Zeroable};
 ///
 /// *The count errs on one side only.* An open that fails on the way (denied by fanotify, killed, an error of the file system) never
 /// comes to the second program. So the count belongs to the thread: a thread is counted once, however many
-/// such opens it begins, and is counted off at its next one that succeeds, or when it ends. Until then the second
-/// program stays attached, which costs time and nothing else. An open inside of another one (overlayfs) does not
+/// such opens it begins, and is counted off at its next one that succeeds, or when it ends (which the kernel may leave
+/// out). Until then the second program stays attached, which costs time and nothing else. An open inside of another one (overlayfs) does not
 /// disturb: those wait in the first program until the file is online, and are not counted.
 ///
 /// *Who cannot disarm.* Attached means pinned: it outlives the agent, and a dead one disarms nobody. If it dies while it is
