@@ -220,8 +220,8 @@ impl Maps {
 
     /// Declares the process that serves other maps, if one does, to serve these as well.
     pub(super) fn adopt(&self, from: &Self) -> Result<(), BpfError> {
-        let Some(pid) = from.server()? else { return Ok(()) };
-        let server = from.registered()?;
+        let Some(server) = from.living()? else { return Ok(()) };
+        let pid = server.pid;
         let refused = |why: &str| BpfError::Process { pid, source: io::Error::other(why) };
         if server.namespace == 0 || server.namespace != process::namespace() {
             return Err(refused("it has this number in another PID namespace"));
@@ -278,6 +278,10 @@ impl Maps {
     /// The process that serves requests, as [`serve`](Self::serve) was told. Where it cannot be told whether it still
     /// lives, it does.
     pub fn server(&self) -> Result<Option<u32>, BpfError> {
+        Ok(self.living()?.map(|server| server.pid))
+    }
+
+    fn living(&self) -> Result<Option<Server>, BpfError> {
         let mut server = self.registered()?;
         // Who registers anew, and anew again, between two looks seems to be gone.
         while server.serial != 0 && self.is_over(&server) {
@@ -287,13 +291,14 @@ impl Maps {
             }
             server = now;
         }
-        Ok((server.serial != 0).then_some(server.pid))
+        Ok((server.serial != 0).then_some(server))
     }
 
     /// Whether anybody is registered in maps of another layout, which begins with the serial number in all that there
     /// were. Whether he lives is not known.
     pub(super) fn is_served_in(dir: &Path) -> Result<bool, BpfError> {
-        if !dir.join(filter::SERVER).exists() {
+        let path = dir.join(filter::SERVER);
+        if !path.try_exists().map_err(pin::failed(&path, "looking for a server"))? {
             return Ok(false);
         }
         let map = map(dir, filter::SERVER)?;

@@ -249,9 +249,7 @@ pub(super) fn unpin(base: &Path) -> Result<Vec<PathBuf>, BpfError> {
         remove_tree(&version, &mut removed)?;
     }
     // In the order in which they were removed.
-    for object in open {
-        drop(object);
-    }
+    drop(open);
     // The directory itself may be somebody else's mount point.
     let _ = fs::remove_dir(base);
     Ok(removed)

@@ -293,6 +293,7 @@ fn a_silent_server_is_given_up(lab: &Lab) -> Result<()> {
     ensure!(open_errno(&path) == EAGAIN, "not EAGAIN");
     let waited = begin.elapsed();
     ensure!(waited >= Duration::from_millis(990), "gave up after {waited:?}");
+    ensure!(waited < Duration::from_secs(5), "gave up only after {waited:?}");
     assert_count(lab, Counter::DeniedTimeout, 1)
 }
 
@@ -302,18 +303,23 @@ fn a_dead_server_is_not_waited_for(lab: &Lab) -> Result<()> {
     let mut server = lab.serve("silent", &path)?;
     let opener = std::thread::spawn({
         let path = path.clone();
-        move || open_errno(&path)
+        move || (open_errno(&path), Instant::now())
     });
     wait_for(|| Ok(lab.maps.waiting()? == 1))?;
+    let killed = Instant::now();
     server.kill();
-    let error = opener.join().ok().context("the opener panicked")?;
+    let (error, end) = opener.join().ok().context("the opener panicked")?;
     ensure!(error == EAGAIN, "error {error}");
+    ensure!(end - killed < Duration::from_millis(500), "waited {:?}", end - killed);
     assert_count(lab, Counter::DeniedNoServer, 1)?;
     wait_for(|| Ok(lab.maps.server()?.is_none()))?;
+    let begin = Instant::now();
     ensure!(open_errno(&path) == EAGAIN, "refused at once");
+    ensure!(begin.elapsed() < Duration::from_millis(200), "waited {:?}", begin.elapsed());
     assert_count(lab, Counter::DeniedNoServer, 2)?;
     // Nobody's patience ended.
-    assert_count(lab, Counter::DeniedTimeout, 0)
+    assert_count(lab, Counter::DeniedTimeout, 0)?;
+    assert_count(lab, Counter::ServerGone, 1)
 }
 
 fn a_killed_opener_leaves_at_once(lab: &Lab) -> Result<()> {
@@ -322,8 +328,10 @@ fn a_killed_opener_leaves_at_once(lab: &Lab) -> Result<()> {
     let _server = lab.serve("silent", &path)?;
     let mut opener = Run::new("cat").args([&path]).start()?;
     wait_for(|| Ok(lab.maps.waiting()? == 1))?;
+    let begin = Instant::now();
     opener.kill();
     wait_for(|| Ok(!opener.is_running()?))?;
+    ensure!(begin.elapsed() < Duration::from_millis(500), "ended after {:?}", begin.elapsed());
     ensure!(lab.maps.waiting()? == 0, "its entry is gone");
     // Before his patience ended.
     assert_count(lab, Counter::Killed, 1)?;

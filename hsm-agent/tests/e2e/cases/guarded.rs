@@ -457,6 +457,7 @@ fn killed_openers_leave_a_stalled_agent_at_once(pool: &mut Pool) -> Result<()> {
         kill(stalled, Signal::CONT);
         waits.and(ended).with_context(|| how.to_owned())?;
         eprintln!("{how}, waiting in the programs: {in_programs}: gone after {took:.1?}");
+        ensure!(took < Duration::from_secs(1), "{how} ended {took:?} after its death");
         let counted = left()? - before;
         ensure!(counted == u64::from(in_programs), "{how}: {counted} left the programs");
     }
